@@ -1,0 +1,275 @@
+"""What a job may say: frozen, closed models, and the only place where a default is written.
+
+Invariants: every model forbids unknown keys and cannot be changed after it was made; a choice among
+methods is a model with a literal ``kind``; units and shapes are in the names. This module imports
+neither torch nor ray, so that a laptop can check a job that only a cluster can run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Annotated, Literal, NamedTuple
+
+from pydantic import BaseModel, ByteSize, ConfigDict, Field, model_validator
+
+# A field's ``description`` is what an error message offers as allowed, where its type does not say it well.
+Positive = Annotated[int, Field(ge=1)]
+Name = Annotated[
+    str,
+    Field(
+        max_length=128,
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        description="1 to 128 letters, digits, '.', '_' or '-', the first a letter or digit",
+    ),
+]
+
+
+class Closed(BaseModel):
+    """Base of every model here: frozen, no unknown keys, no silent conversions of strings to numbers."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, allow_inf_nan=False)
+
+
+class Conflict(NamedTuple):
+    """Keys whose values cannot stand together, and a message that names them and what is allowed."""
+
+    keys: tuple[str, ...]
+    message: str
+
+
+class Impossible(ValueError):
+    """A job whose keys are all well-formed and that still cannot work: every ``Conflict`` in it."""
+
+    def __init__(self, conflicts: Iterable[Conflict]) -> None:
+        self.conflicts = tuple(conflicts)
+        super().__init__("\n".join(conflict.message for conflict in self.conflicts))
+
+
+class Corpus(Closed):
+    """Where documents lie and which columns hold what. ``path``: file, glob, directory or URL of Parquet.
+
+    ``id: null`` names each document ``<file name>:<row>``. The per-row columns may hold one value or a
+    list of values (several questions of one document). ``answer`` is an expected answer: it is compared
+    with what the run found and reported, and never shown to the model.
+    """
+
+    path: str | tuple[str, ...]
+    id: str | None = "id"
+    text: str = "text"
+    question: str | None = None
+    answer_prefix: str | None = None
+    max_new_tokens: str | None = None
+    answer: str | None = None
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Every column the job reads, each once, in a fixed order."""
+        named = (self.id, self.text, self.question, self.answer_prefix, self.max_new_tokens, self.answer)
+        return tuple(dict.fromkeys(name for name in named if name is not None))
+
+
+class Question(Closed):
+    """One question, asked of every document. ``answer_prefix`` is put into the model's mouth."""
+
+    id: Name
+    text: Annotated[str, Field(min_length=1)]
+    answer_prefix: str = ""
+    max_new_tokens: Positive = 48
+
+
+class Prompt(Closed):
+    """The words around document and question. ``system: null`` leaves the model's own default."""
+
+    system: str | None = None
+    instruction: str = "Answer the question from the text."
+
+
+class Model(Closed):
+    """Which model answers. ``source``: a directory, a hub id, a ``.gguf`` file, or
+    ``package:NAME/FILE.gguf`` for a file inside an installed Python package. ``profile``: retrieval heads;
+    ``auto`` takes the shipped or cached one and calibrates a model that has none."""
+
+    source: Annotated[str, Field(min_length=1)]
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    attention: Literal["auto", "cpu", "flash", "torch_flash"] = "auto"
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda, cuda:N")] = "auto"
+    profile: str = "auto"
+
+
+class DensePattern(Closed):
+    """Every token of a chunk reads every earlier token of it."""
+
+    kind: Literal["dense"] = "dense"
+
+
+class Read(Closed):
+    """How documents are read. ``isolated``: a chunk sees itself only, all in parallel. ``carried``: a chunk
+    also reads the kept sets of the earlier chunks, in order. ``skim: auto`` stops the encode pass at the
+    last retrieval layer where the answer does not need deeper pairs (``answer.over: reread``)."""
+
+    chunk_tokens: Annotated[int, Field(ge=32)] = 2048
+    context: Literal["isolated", "carried"] = "isolated"
+    pattern: DensePattern = DensePattern()
+    skim: Literal["auto"] | bool = "auto"
+
+
+class ProbeScorer(Closed):
+    """Relevance = the share of the question's attention, over the calibrated retrieval heads."""
+
+    kind: Literal["probe"] = "probe"
+
+
+class UniformBudget(Closed):
+    """The ``tokens`` most relevant tokens of a document, the same ones in all layers and heads;
+    every chunk keeps at least its best ``min_blocks_per_chunk`` blocks while the budget lasts."""
+
+    kind: Literal["uniform"] = "uniform"
+    tokens: Positive = 1024
+    min_blocks_per_chunk: Annotated[int, Field(ge=0)] = 0
+
+
+class Keep(Closed):
+    """What survives reading. Each kept block is widened by ``widen_tokens`` on both sides, so that a fact
+    on a block border is not cut; the widened tokens count against the budget."""
+
+    block_tokens: Positive = 32
+    widen_tokens: Annotated[int, Field(ge=0)] = 16
+    scorer: ProbeScorer = ProbeScorer()
+    budget: UniformBudget = UniformBudget()
+
+
+class AnswerOver(Closed):
+    """``reread``: the kept text is read once more, together. ``kept``: the kept pairs at compact positions.
+    ``batch_size`` questions are decoded together; the plan fixes which, so timing never changes an answer."""
+
+    over: Literal["reread", "kept"] = "reread"
+    batch_size: Positive = 8
+
+
+class MemoryTier(Closed):
+    """This process's memory."""
+
+    kind: Literal["memory"] = "memory"
+    max_bytes: ByteSize = ByteSize(2**30)
+
+
+class FilesTier(Closed):
+    """A directory, shared by all processes that can see it."""
+
+    kind: Literal["files"] = "files"
+    path: Annotated[str, Field(min_length=1)]
+    max_bytes: ByteSize = ByteSize(10 * 2**30)
+
+
+Tier = Annotated[MemoryTier | FilesTier, Field(discriminator="kind")]
+
+
+class Store(Closed):
+    """Where kept sets live, fastest tier first. Entries are freed when their part commits, unless ``keep``.
+    ``tenant`` separates users of one store: it is part of every key."""
+
+    tiers: tuple[Tier, ...] = (MemoryTier(),)
+    keep: bool = False
+    tenant: str = ""
+
+
+class Output(Closed):
+    """Where answers go, how much work commits together, and when too many failures stop the run."""
+
+    path: Annotated[str, Field(min_length=1)]
+    part_tokens: Positive = 2_000_000
+    max_failed_fraction: Annotated[float, Field(ge=0.0, le=1.0)] = 0.1
+
+
+class LocalWorkers(Closed):
+    """Engines in this process: ``workers`` threads that share one copy of the weights."""
+
+    kind: Literal["local"] = "local"
+    workers: Positive = 1
+
+
+class RayWorkers(Closed):
+    """Engines as Ray actors. ``address: auto`` joins the running cluster (in a Ray job: its own) and starts
+    one on this machine where there is none."""
+
+    kind: Literal["ray"] = "ray"
+    workers: Positive = 1
+    num_cpus: Annotated[float, Field(gt=0)] = 1
+    num_gpus: Annotated[float, Field(ge=0)] = 0
+    address: str = "auto"
+
+
+Pool = Annotated[LocalWorkers | RayWorkers, Field(discriminator="kind")]
+
+
+class Job(Closed):
+    """One batch job, as a YAML file says it."""
+
+    corpus: Corpus
+    questions: tuple[Question, ...] = ()
+    prompt: Prompt = Prompt()
+    model: Model
+    read: Read = Read()
+    keep: Keep = Keep()
+    answer: AnswerOver = AnswerOver()
+    store: Store = Store()
+    output: Output
+    pool: Pool = LocalWorkers()
+
+    @property
+    def skims(self) -> bool:
+        """Whether the encode pass stops at the last retrieval layer."""
+        return self.answer.over == "reread" if self.read.skim == "auto" else self.read.skim
+
+    @model_validator(mode="after")
+    def _possible(self) -> Job:
+        """Refuse combinations that cannot work; each message names the keys to change."""
+        conflicts = [*_question_conflicts(self), *_reading_conflicts(self), *_store_conflicts(self)]
+        if conflicts:
+            raise Impossible(conflicts)
+        return self
+
+
+def _question_conflicts(job: Job) -> Iterable[Conflict]:
+    if not job.questions and job.corpus.question is None:
+        yield Conflict(
+            ("questions", "corpus.question"),
+            "questions: none given; add questions, or name a column of them in corpus.question",
+        )
+    ids = [question.id for question in job.questions]
+    for index, name in enumerate(ids):
+        if name in ids[:index]:
+            keys = (f"questions[{index}].id", f"questions[{ids.index(name)}].id")
+            yield Conflict(keys, f"{keys[0]}: {name!r} is already the id of {keys[1][:-3]}; allowed: unique ids")
+
+
+def _reading_conflicts(job: Job) -> Iterable[Conflict]:
+    chunk, block = job.read.chunk_tokens, job.keep.block_tokens
+    if job.read.skim is True and job.answer.over == "kept":
+        yield Conflict(
+            ("read.skim", "answer.over"),
+            "read.skim: true keeps no pairs above the last retrieval layer, but answer.over: kept "
+            "needs all layers; allowed: read.skim: auto or false, or answer.over: reread",
+        )
+    if chunk % block:
+        yield Conflict(
+            ("read.chunk_tokens", "keep.block_tokens"),
+            f"read.chunk_tokens: {chunk} is not a multiple of keep.block_tokens: {block}; "
+            f"allowed: multiples, such as {(chunk // block + 1) * block}",
+        )
+    if job.keep.budget.tokens < block:
+        yield Conflict(
+            ("keep.budget.tokens", "keep.block_tokens"),
+            f"keep.budget.tokens: {job.keep.budget.tokens} is less than one block "
+            f"(keep.block_tokens: {block}); allowed: {block} or more",
+        )
+
+
+def _store_conflicts(job: Job) -> Iterable[Conflict]:
+    shared = any(tier.kind == "files" for tier in job.store.tiers)
+    if job.pool.kind == "ray" and job.pool.workers > 1 and job.answer.over == "kept" and not shared:
+        yield Conflict(
+            ("store.tiers", "answer.over", "pool.kind", "pool.workers"),
+            f"store.tiers: answer.over: kept on {job.pool.workers} ray workers needs a tier that they share; "
+            "allowed: a tier {kind: files, path: ...}, or answer.over: reread, or pool.workers: 1",
+        )
