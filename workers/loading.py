@@ -1,0 +1,101 @@
+"""From a job's configuration to an engine, and to what the driver needs to know of the model.
+
+Invariants: ``auto`` is resolved here and nowhere else, once, and what it became is recorded; weights are
+loaded once per process however many threads use them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from cache_store.store import TieredStore
+from configs.schema import Job, Model
+from workers.attention.base import resolve
+from workers.engine import Engine, Method
+from workers.errors import ModelError
+from workers.hf import LanguageModel, ModelShape, Tokenizer, model_shape
+from workers.prompt import Frame
+from workers.selection.calibrate import calibrate
+from workers.selection.profile import Profile, find_profile, profile_path
+from workers.source import ModelSource, locate
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """What ``auto`` became on this machine: device, dtype and attention backend by name."""
+
+    device: str
+    dtype: str
+    attention: str
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """The dtype as torch names it."""
+        return getattr(torch, self.dtype)  # type: ignore[no-any-return]
+
+
+def resolve_runtime(model: Model) -> Runtime:
+    """Resolve device, dtype and attention. Raises ``ModelError`` for what was asked for by name and is missing."""
+    device = model.device if model.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ModelError(f"model.device: {device}: no CUDA device here; allowed on this machine: auto, cpu")
+    dtype = model.dtype if model.dtype != "auto" else ("bfloat16" if device.startswith("cuda") else "float32")
+    backend = resolve(model.attention, torch.device(device))
+    if backend.name != "cpu" and dtype == "float32":
+        raise ModelError(
+            f"model.dtype: float32 is not supported by attention {backend.name}; allowed: bfloat16, float16"
+        )
+    return Runtime(device, dtype, backend.name)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What the driver needs of the model: where it is, its sizes, and the prompt in pieces."""
+
+    source: ModelSource
+    shape: ModelShape
+    frame: Frame
+
+
+def load_reading(job: Job) -> Reading:
+    """Locate the model (converting or downloading it where needed) and cut the prompt; no weights are loaded."""
+    source = locate(job.model.source)
+    tokenizer = Tokenizer(source.directory)
+    frame = Frame.render(tokenizer, job.prompt.system, job.prompt.instruction)
+    return Reading(source, model_shape(source.directory), frame)
+
+
+def load_model(job: Job, source: ModelSource) -> LanguageModel:
+    """The weights on the job's device."""
+    runtime = resolve_runtime(job.model)
+    return LanguageModel(source.directory, dtype=runtime.torch_dtype, device=torch.device(runtime.device))
+
+
+def ensure_profile(job: Job, reading: Reading, model: LanguageModel | None = None) -> Profile:
+    """The model's retrieval heads; a model that has no profile is calibrated now, and the profile is cached."""
+    profile = find_profile(job.model.profile, reading.source.weights)
+    if profile is None:
+        runtime = resolve_runtime(job.model)
+        backend = resolve(job.model.attention, torch.device(runtime.device))
+        model = model or load_model(job, reading.source)
+        profile = calibrate(model, backend, reading.frame, reading.source.weights)
+        profile.save(profile_path(reading.source.weights))
+    return profile
+
+
+def load_engine(job: Job) -> Engine:
+    """An engine for this job. Raises ``ModelError`` or ``BackendUnavailable`` with what to do."""
+    reading = load_reading(job)
+    model = load_model(job, reading.source)
+    return Engine(
+        model,
+        resolve(job.model.attention, model.device),
+        reading.frame,
+        ensure_profile(job, reading, model),
+        Method.of(job),
+        TieredStore.from_config(job.store),
+        reading.source,
+        job.store.tenant,
+    )
