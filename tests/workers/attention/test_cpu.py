@@ -1,0 +1,28 @@
+"""What only the CPU backend promises: that torch's kernel cannot kill the process."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+
+import pytest
+
+SCRIPT = """
+import torch
+from workers.attention.cpu import CpuBackend
+q, k = torch.ones({n}, 2, 8), torch.ones({m}, 1, 8)
+partial = CpuBackend().attend(q, k, k, [0, {n}], [0, {m}], causal=False, scale=1.0)
+print("lived", tuple(partial.out_THD.shape), flush=True)
+view = lambda x: x.transpose(0, 1)[None]
+torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(view(q), view(k), view(k))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the signal is Linux's")
+@pytest.mark.parametrize(("n", "m"), [(0, 3), (3, 0)], ids=["no-queries", "no-keys"])
+def test_the_guard_saves_the_process(n: int, m: int) -> None:
+    """The backend lives where the bare operator, called next, divides by zero."""
+    done = subprocess.run([sys.executable, "-c", SCRIPT.format(n=n, m=m)], capture_output=True, text=True)
+    assert done.stdout == f"lived ({n}, 2, 8)\n"
+    assert done.returncode == -signal.SIGFPE

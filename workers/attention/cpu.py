@@ -1,0 +1,98 @@
+"""Attention on the CPU: torch's own flash kernel, which is fast, exact and returns its log-sum-exp.
+
+Suffixes as in ``base``; R = H // G query heads share one kv head. The kernel takes [1, heads, rows, D]
+views, so nothing is copied on the way in.
+
+Invariants: the kernel is never called with zero rows on either side (it divides by them: SIGFPE ends the
+process); its ``is_causal`` is aligned top-left, so it is only used on as many queries as keys, where both
+alignments agree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from workers.attention.base import Backend, BackendUnavailable, Partial, check_call, empty, merge
+
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+# Above this many rows folding no longer pays for the copy of the queries that it needs.
+_FOLD_ROWS = 16
+
+
+class CpuBackend:
+    """``aten._scaled_dot_product_flash_attention_for_cpu``, one or two calls for each sequence."""
+
+    name = "cpu"
+
+    def attend(
+        self,
+        q_THD: Tensor,
+        k_SGD: Tensor,
+        v_SGD: Tensor,
+        cu_q: Sequence[int],
+        cu_k: Sequence[int],
+        *,
+        causal: bool,
+        scale: float,
+    ) -> Partial:
+        """See ``Backend.attend``. Takes float32, bfloat16 and float16; sums are float32 in all of them."""
+        check_call(q_THD, k_SGD, v_SGD, cu_q, cu_k)
+        if q_THD.dtype not in _DTYPES:
+            raise ValueError(f"q is {q_THD.dtype}: the cpu backend takes float32, bfloat16 or float16")
+        total = empty(q_THD)
+        for (q_start, q_stop), (k_start, k_stop) in zip(pairwise(cu_q), pairwise(cu_k), strict=True):
+            q, k, v = q_THD[q_start:q_stop], k_SGD[k_start:k_stop], v_SGD[k_start:k_stop]
+            if causal:
+                # Of n queries over m keys the first n - m see nothing; they keep out 0 and lse -inf.
+                blind = max(0, len(q) - len(k))
+                q, q_start = q[blind:], q_start + blind
+            if len(q) and len(k):
+                out, lse = _causal(q, k, v, scale) if causal else _full(q, k, v, scale)
+                total.out_THD[q_start:q_stop] = out
+                total.lse_TH[q_start:q_stop] = lse
+        return total
+
+
+def _causal(q_nHD: Tensor, k_mGD: Tensor, v_mGD: Tensor, scale: float) -> Partial:
+    """Bottom-right causal attention of n <= m rows: the past in full, the last n keys causally."""
+    past = len(k_mGD) - len(q_nHD)
+    if len(q_nHD) == 1:
+        return _full(q_nHD, k_mGD, v_mGD, scale)
+    own = _kernel(q_nHD, k_mGD[past:], v_mGD[past:], True, scale)
+    return merge(_full(q_nHD, k_mGD[:past], v_mGD[:past], scale), own) if past else own
+
+
+def _full(q_nHD: Tensor, k_mGD: Tensor, v_mGD: Tensor, scale: float) -> Partial:
+    """Every row over every key; a few rows with the R heads that share a kv head folded into rows.
+
+    The kernel takes fewer kv heads than heads as they are, but then reads every key R times for few rows
+    each. Folded, one row over 1,000 keys is up to 18 times faster in bfloat16 and 1.3 in float32.
+    """
+    (n, _, D), G = q_nHD.shape, k_mGD.shape[1]
+    if n > _FOLD_ROWS:
+        return _kernel(q_nHD, k_mGD, v_mGD, False, scale)
+    q_nrGD = q_nHD.reshape(n, G, -1, D).transpose(1, 2).reshape(-1, G, D)
+    out_nrGD, lse_nrG = _kernel(q_nrGD, k_mGD, v_mGD, False, scale)
+    return Partial(
+        out_nrGD.reshape(n, -1, G, D).transpose(1, 2).flatten(1, 2),
+        lse_nrG.reshape(n, -1, G).transpose(1, 2).flatten(1, 2),
+    )
+
+
+def _kernel(q_nHD: Tensor, k_mGD: Tensor, v_mGD: Tensor, is_causal: bool, scale: float) -> Partial:
+    """One call of the operator; it reads strided views, but neighbours in D must be neighbours in memory."""
+    q, k, v = ((x if x.stride(-1) == 1 else x.contiguous()).transpose(0, 1)[None] for x in (q_nHD, k_mGD, v_mGD))
+    out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, is_causal, scale=scale)
+    return Partial(out[0].transpose(0, 1), lse[0].transpose(0, 1))
+
+
+def open_backend(device: torch.device) -> Backend:
+    """The CPU backend; raises BackendUnavailable for tensors on any other device."""
+    if device.type != "cpu":
+        raise BackendUnavailable(f"needs tensors on the cpu, not on {device}: set model.device to cpu")
+    return CpuBackend()
