@@ -7,10 +7,12 @@ neither torch nor ray, so that a laptop can check a job that only a cluster can 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Annotated, Literal, NamedTuple
 
-from pydantic import BaseModel, ByteSize, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 # A field's ``description`` is what an error message offers as allowed, where its type does not say it well.
 Positive = Annotated[int, Field(ge=1)]
@@ -22,6 +24,16 @@ Name = Annotated[
         description="1 to 128 letters, digits, '.', '_' or '-', the first a letter or digit",
     ),
 ]
+
+
+def _whole_size(value: object) -> object:
+    """ByteSize alone reads the front of a text: ``2 GiB/s`` would be two GiB."""
+    if isinstance(value, str) and not re.fullmatch(r"\s*\d+(\.\d+)?\s*([kmgtpe]?i?b)?\s*", value, re.IGNORECASE):
+        raise PydanticCustomError("byte_size", "not a size")
+    return value
+
+
+Bytes = Annotated[ByteSize, BeforeValidator(_whole_size)]
 
 
 class Closed(BaseModel):
@@ -150,7 +162,7 @@ class MemoryTier(Closed):
     """This process's memory."""
 
     kind: Literal["memory"] = "memory"
-    max_bytes: ByteSize = ByteSize(2**30)
+    max_bytes: Bytes = ByteSize(2**30)
 
 
 class FilesTier(Closed):
@@ -158,7 +170,7 @@ class FilesTier(Closed):
 
     kind: Literal["files"] = "files"
     path: Annotated[str, Field(min_length=1)]
-    max_bytes: ByteSize = ByteSize(10 * 2**30)
+    max_bytes: Bytes = ByteSize(10 * 2**30)
 
 
 Tier = Annotated[MemoryTier | FilesTier, Field(discriminator="kind")]
