@@ -1,0 +1,1 @@
+"""What is kept of documents that were read, where, and until when."""

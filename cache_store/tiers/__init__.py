@@ -1,0 +1,1 @@
+"""The places where a store keeps its blocks: one module each."""

@@ -1,0 +1,128 @@
+"""The codec's law: a block comes back bit for bit, or ``UnreadableBlock`` is raised; nothing else."""
+
+from __future__ import annotations
+
+import dataclasses
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import save
+
+import cache_store.codec
+from cache_store.block import KVBlock
+from cache_store.codec import decode, encode
+from cache_store.errors import CorruptBlock, OtherVersion
+from tests.cache_store.blocks import any_block, make_block, make_key, same
+
+SMALL = make_block(layers=1, tokens=1, head_dim=1, blocks=1, dtype=torch.bfloat16)
+
+
+@settings(deadline=None)
+@given(any_block)
+def test_a_block_comes_back_bit_for_bit(block: KVBlock) -> None:
+    content = encode(block)
+    assert same(decode(content, block.key), block)
+    assert encode(decode(content, block.key)) == content
+
+
+def test_views_and_shared_memory_are_encoded_as_what_they_show() -> None:
+    stacked = torch.randn(4, 2, 2, 3).transpose(0, 2)
+    block = dataclasses.replace(
+        make_block(tokens=4, head_dim=3), keys_LGTD=stacked.transpose(1, 1), values_LGTD=stacked
+    )
+    assert not stacked.is_contiguous()
+    assert same(decode(encode(block), block.key), block)
+
+
+def test_a_decoded_block_does_not_look_into_the_bytes() -> None:
+    content = bytearray(encode(SMALL))
+    block = decode(bytes(content), SMALL.key)
+    content[:] = bytes(len(content))
+    assert same(block, SMALL)
+
+
+def test_every_truncation_is_corrupt() -> None:
+    content = encode(SMALL)
+    for length in range(len(content)):
+        with pytest.raises(CorruptBlock):
+            decode(content[:length], SMALL.key)
+
+
+def test_every_flipped_bit_is_corrupt() -> None:
+    content = encode(SMALL)
+    for position in range(len(content)):
+        for bit in range(8):
+            damaged = bytearray(content)
+            damaged[position] ^= 1 << bit
+            with pytest.raises(CorruptBlock):
+                decode(bytes(damaged), SMALL.key)
+
+
+@settings(max_examples=200, deadline=None)
+@given(any_block, st.data())
+def test_damage_is_corrupt_or_changes_nothing(block: KVBlock, data: st.DataObject) -> None:
+    content = encode(block)
+    start = data.draw(st.integers(0, len(content)))
+    stop = data.draw(st.integers(start, len(content)))
+    damaged = content[:start] + data.draw(st.binary(max_size=16)) + content[stop:]
+    try:
+        assert same(decode(damaged, block.key), block)
+    except CorruptBlock:
+        assert damaged != content
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"not a block",
+        pickle.dumps(SMALL),
+        save({"x": torch.zeros(3)}),
+        save({"x": torch.zeros(3)}, {"foveate": "x"}),
+        save({}, {"foveate": ""}),
+        (20).to_bytes(8, "little") + b'{"__metadata__":null}'[:20],
+        (21).to_bytes(8, "little") + b'{"__metadata__":null}',
+        (2**63).to_bytes(8, "little") + b"{}",
+        (4000).to_bytes(8, "little") + b"[" * 4000,
+    ],
+)
+def test_foreign_bytes_are_corrupt(content: bytes) -> None:
+    with pytest.raises(CorruptBlock):
+        decode(content, SMALL.key)
+
+
+@pytest.mark.parametrize(
+    ("written", "read"), [(b'"dtype":"BF16"', b'"dtype": "F16"'), (b"[1,2,3,4]", b"[2,1,3,4]")], ids=["dtype", "shape"]
+)
+def test_bytes_that_would_mean_something_else_are_corrupt(written: bytes, read: bytes) -> None:
+    block = make_block(layers=1, dtype=torch.bfloat16)
+    content = encode(block)
+    assert content.count(written) == 2
+    with pytest.raises(CorruptBlock, match="checksum mismatch in keys_LGTD, values_LGTD"):
+        decode(content.replace(written, read), block.key)
+
+
+def test_another_keys_block_is_corrupt() -> None:
+    with pytest.raises(CorruptBlock, match=SMALL.key.hex):
+        decode(encode(SMALL), make_key(1))
+
+
+def test_an_intact_block_of_another_version_is_told_from_a_damaged_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache_store.codec, "FORMAT_VERSION", 999)
+    content = encode(SMALL)
+    monkeypatch.undo()
+    with pytest.raises(OtherVersion, match="999"):
+        decode(content, SMALL.key)
+
+
+def test_the_file_is_plain_safetensors(tmp_path: Path) -> None:
+    path = tmp_path / "block.safetensors"
+    path.write_bytes(encode(SMALL))
+    with safe_open(path, framework="pt") as file:
+        assert set(file.keys()) == set(SMALL.tensors)
+        assert SMALL.key.hex in file.metadata()["foveate"]
