@@ -53,8 +53,17 @@ class Selection:
     table: BlockTable
 
 
-def fail(document: Document, asked: Asked, stage: str, error: str, message: str, attempts: int = 1) -> Failure:
-    """A dead letter for one question of a document. Bad data is never worth a retry; all else is."""
+def fail(
+    document: Document,
+    asked: Asked,
+    stage: str,
+    error: str,
+    message: str,
+    *,
+    attempts: int = 1,
+    retryable: bool = False,
+) -> Failure:
+    """A dead letter for one question of a document. Bad data is never worth a retry."""
     return Failure(
         id=document.id,
         question_id=asked.question_id,
@@ -63,7 +72,7 @@ def fail(document: Document, asked: Asked, stage: str, error: str, message: str,
         error=error,
         message=message,
         attempts=attempts,
-        retryable=stage in ("encode", "answer"),
+        retryable=retryable,
         source_file=document.source_file,
         source_row=document.source_row,
     )
@@ -111,6 +120,10 @@ class DocumentReader:
         if asked:
             assert document.text is not None
             ids, offsets = self._frame.tokenizer.encode_with_offsets(document.text)
+        if not ids:
+            nothing = "the tokenizer finds no tokens in the text"
+            failures.extend(fail(document, question, "prepare", "EmptyDocument", nothing) for question in asked)
+            asked, probes = [], []
         chunks = self._cut(ids)
         name = f"{document.source_file}:{document.source_row}"
         return Prepared(

@@ -287,7 +287,7 @@ class Scoring:
 
     def scores(self) -> list[Tensor]:
         """Per probe, [R, H, B] over the heads of all layers seen."""
-        return list(torch.cat(self._seen, dim=1).split(self._lengths))
+        return list(torch.split(torch.cat(self._seen, dim=1), self._lengths))
 
 
 class Carried:

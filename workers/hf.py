@@ -113,7 +113,7 @@ class LanguageModel:
             self._model: Any = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype)
         except (OSError, ValueError, KeyError) as error:
             raise ModelError(f"model.source: {directory}: cannot be loaded: {error}") from error
-        self._model.eval()
+        self._model.eval()  # type: ignore[no-untyped-call]
         torch.nn.Module.to(self._model, device)
         self.shape = _shape_of(self._model.config, directory)
         self.dtype = dtype

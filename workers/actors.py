@@ -1,0 +1,50 @@
+"""The engine as a Ray actor: a plain class, and the same class as ``ray.remote``.
+
+Invariant: an actor never restarts by itself and never retries a task; the pool that owns it decides both.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import ray
+import torch
+
+from configs.schema import Job
+from workers.border import attempt
+from workers.loading import load_engine
+from workers.messages import Answered, Ask, Encode, Encoded, WorkError
+from workers.selection.profile import Profile
+
+
+class Place(NamedTuple):
+    """Where an actor runs."""
+
+    node_id: str
+    process_id: int
+
+
+class EngineHost:
+    """One engine in a process of its own. Its methods run one after another."""
+
+    def __init__(self, job: Job, profile: Profile, num_threads: int) -> None:
+        """Loads the model. Raises as ``load_engine`` does, which ends the process."""
+        torch.set_num_threads(num_threads)
+        self._engine = load_engine(job, profile)
+
+    def place(self) -> Place:
+        """Where this is; answers once the model is loaded."""
+        return Place(ray.get_runtime_context().get_node_id(), os.getpid())
+
+    def attempt(self, task: Encode | Ask) -> Encoded | Answered | WorkError:
+        """Do one task."""
+        return attempt(self._engine, task)
+
+    def free(self, keys: Sequence[str]) -> None:
+        """Drop store entries."""
+        self._engine.free(keys)
+
+
+EngineActor = ray.remote(max_restarts=0, max_task_retries=0)(EngineHost)
