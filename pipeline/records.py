@@ -1,0 +1,133 @@
+"""What a run writes down about itself, and the names under which it does.
+
+    _job/job.json                     the resolved job, and the identity that a resume must share
+    _job/plan.json                    pipeline.plan.Plan
+    _job/epoch/3.json                 one per start of the driver
+    _job/commits/part-00007.0.json    the commit of part 7; the trailing number is its revision
+    data/part-00007.0-e3-1f2e.parquet answers     failed/part-00007.0-e3-1f2e.parquet dead letters
+    _SUCCESS                          last of all
+
+Invariants: a record is created once and never changed; a part is committed when its record exists, and of
+several revisions the highest counts; a data file that no counting record names is not output. The name of a
+data file says which commit it was written for, so that a file can be told from rubbish while others work.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from blake3 import blake3
+
+from pipeline.commit import CommitRecord, CommittedFile
+from pipeline.directory import RunDirectory
+from pipeline.errors import DirectoryError
+
+FORMAT = 1
+JOB = "_job/job.json"
+PLAN = "_job/plan.json"
+EPOCHS = "_job/epoch"
+COMMITS = "_job/commits"
+ANSWERS = "data"
+FAILURES = "failed"
+SUCCESS = "_SUCCESS"
+
+_COMMIT_NAME = re.compile(rf"{COMMITS}/part-(\d+)\.(\d+)\.json")
+_FILE_NAME = re.compile(rf"(?:{ANSWERS}|{FAILURES})/part-(\d+)\.(\d+)-e\d+-[0-9a-f]+\.parquet")
+
+
+@dataclass(frozen=True)
+class EpochRecord:
+    """One start of a driver. ``started``: UTC, ISO 8601."""
+
+    epoch: int
+    host: str
+    process: int
+    started: str
+    nonce: str
+
+
+def to_json(record: Mapping[str, Any]) -> bytes:
+    """A record's bytes, readable by people too."""
+    return json.dumps(record, indent=1).encode()
+
+
+def read_json(directory: RunDirectory, name: str) -> dict[str, Any] | None:
+    """A parsed record, or None where there is none. ``DirectoryError`` where it is not JSON."""
+    content = directory.read(name)
+    if content is None:
+        return None
+    try:
+        record: dict[str, Any] = json.loads(content)
+    except ValueError as error:
+        raise DirectoryError(f"{directory.url}: {name} is damaged: {error}") from error
+    return record
+
+
+def read_job(directory: RunDirectory) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The job and the identity that the directory was started with. ``DirectoryError`` where it was not."""
+    record = read_json(directory, JOB)
+    if record is None:
+        raise DirectoryError(f"{directory.url}: no run was started here: there is no {JOB}")
+    if record.get("format") != FORMAT:
+        raise DirectoryError(
+            f"{directory.url}: written in format {record.get('format')!r}, by another version of foveate; "
+            f"this one reads format {FORMAT}"
+        )
+    return record["job"], record["identity"]
+
+
+def read_commits(directory: RunDirectory, known: Mapping[int, CommitRecord] | None = None) -> dict[int, CommitRecord]:
+    """The record that counts of each committed part, in part order. ``known`` ones are not read again."""
+    newest: dict[int, int] = {}
+    for name in directory.names(COMMITS):
+        if match := _COMMIT_NAME.fullmatch(name):
+            part, revision = int(match[1]), int(match[2])
+            newest[part] = max(revision, newest.get(part, 0))
+    found: dict[int, CommitRecord] = {}
+    for part, revision in sorted(newest.items()):
+        record = known.get(part) if known else None
+        if record is None or record.revision != revision:
+            content = read_json(directory, commit_name(part, revision))
+            if content is None:
+                raise DirectoryError(f"{directory.url}: the commit of part {part} was removed while it was read")
+            record = CommitRecord.from_json(content)
+        found[part] = record
+    return found
+
+
+def commit_name(part: int, revision: int) -> str:
+    """Name of a commit record."""
+    return f"{COMMITS}/part-{part:05d}.{revision}.json"
+
+
+def read_committed(directory: RunDirectory, file: CommittedFile) -> bytes:
+    """A committed file, whole. ``FileNotFoundError`` where it is gone (a later revision replaces its files),
+    ``DirectoryError`` where its bytes are not those that were committed."""
+    content = directory.read(file.name)
+    if content is None:
+        raise FileNotFoundError(f"{directory.url}: {file.name} was committed and is gone")
+    if blake3(content).hexdigest() != file.digest:
+        raise DirectoryError(
+            f"{directory.url}: {file.name} is damaged: {len(content)} bytes with another checksum than the "
+            f"{file.size} bytes that were committed"
+        )
+    return content
+
+
+def unnamed_files(directory: RunDirectory, records: Iterable[CommitRecord]) -> list[str]:
+    """Data files that no counting record names: in the making, abandoned, or replaced by a later revision."""
+    named = {file.name for record in records for file in record.files}
+    present = [*directory.names(ANSWERS), *directory.names(FAILURES)]
+    return [name for name in present if _FILE_NAME.fullmatch(name) and name not in named]
+
+
+def is_settled(name: str, records: Mapping[int, CommitRecord]) -> bool:
+    """Whether the commit that the data file ``name`` was written for is there already, so that a file which
+    no record names will never be named."""
+    match = _FILE_NAME.fullmatch(name)
+    record = records.get(int(match[1])) if match else None
+    return match is not None and record is not None and int(match[2]) <= record.revision
