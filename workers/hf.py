@@ -12,6 +12,7 @@ Shapes: T rows, H query heads, G key-value heads, D head dimension, S keys, V vo
 from __future__ import annotations
 
 import json
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -276,7 +277,7 @@ def convert_gguf(gguf: Path, directory: Path) -> None:
             dtype=torch.float32,
         )
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, struct.error) as error:
         raise ModelError(f"model.source: {gguf}: cannot be read as GGUF: {error}") from error
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+
 from cache_store.store import TieredStore
 from cache_store.tiers.memory import MemoryTier
 from workers.attention.base import resolve

@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
+
 from cache_store.store import TieredStore
 from cache_store.tiers.memory import MemoryTier
 from tests.workers.engines import KEEP_ALL, Workbench, chunked, isolated, tokens
-from transformers import AutoModelForCausalLM
 from workers.messages import Ask, Encode, Encoded, Query, Run
 from workers.passes import Segment, SegmentPass
 
@@ -76,9 +77,7 @@ def test_rereading_everything_writes_what_the_model_writes(bench: Workbench, ref
 
 def test_members_of_a_batch_do_not_see_each_other(bench: Workbench) -> None:
     probes = bench.probes("Who signed it?", "When?", "For how much money, and in which city?")
-    queries = [
-        Query("doc", probe, (Run(0, tokens(40 * (n + 1), n)),), 6 + n) for n, probe in enumerate(probes)
-    ]
+    queries = [Query("doc", probe, (Run(0, tokens(40 * (n + 1), n)),), 6 + n) for n, probe in enumerate(probes)]
     engine = bench.engine()
     together = engine.answer(Ask(tuple(queries))).answers
     alone = [engine.answer(Ask((query,))).answers[0] for query in queries]
@@ -136,9 +135,7 @@ def test_skimming_never_runs_the_layers_above_the_last_retrieval_layer(bench: Wo
 
 @pytest.mark.parametrize("carries", [False, True])
 @pytest.mark.parametrize("keeps_pairs", [False, True])
-def test_a_hit_a_miss_and_a_lost_entry_give_the_same_answer(
-    bench: Workbench, carries: bool, keeps_pairs: bool
-) -> None:
+def test_a_hit_a_miss_and_a_lost_entry_give_the_same_answer(bench: Workbench, carries: bool, keeps_pairs: bool) -> None:
     probes = bench.probes("Who signed it?", "When?")
     chunks = chunked(DOCUMENT, 64)
     tasks = (Encode("doc", chunks, probes),) if carries else isolated(chunks, probes)

@@ -35,6 +35,7 @@ WIDEN_TOKENS = 16
 MAX_HEADS = 8
 CANDIDATES = 64
 FOLDS = 5
+BUDGETS = (256, 512, 1024)
 
 Report = Callable[[str], None]
 
@@ -203,9 +204,12 @@ def calibrate(
 
 
 def _measured(observation: Observation, profile: Profile) -> dict[str, float]:
-    """What a profile records of an exam: its size and the recall at three budgets."""
+    """What a profile records of an exam: its size, and the recall at three budgets of the chosen heads and of all
+    heads of the model together."""
+    every_head = Profile(profile.weights, observation.heads, profile.rows)
     return {
         "questions": len(observation.sights),
         "tokens": observation.extents[-1][1],
-        **{f"recall_at_{budget}": round(observation.recall(profile, budget), 4) for budget in (256, 512, 1024)},
+        **{f"recall_at_{budget}": round(observation.recall(profile, budget), 4) for budget in BUDGETS},
+        **{f"recall_of_all_heads_at_{budget}": round(observation.recall(every_head, budget), 4) for budget in BUDGETS},
     }

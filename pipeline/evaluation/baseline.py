@@ -1,0 +1,117 @@
+"""The baseline: needle accuracy by length beside the dense model, recall of the shipped profile, cost.
+
+Makes ``docs/results/baseline.md``. Runs by hand (about half an hour on two cores), resumes where it stopped.
+*Dense* is the same engine told to keep everything and read it at once, which a law test holds equal to the
+model itself; it exists only where document and prompt fit into the window.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from configs.load import load_job
+from pipeline.evaluation.bm25 import bm25_recall
+from pipeline.evaluation.needles import PROMPT_TOKENS, build_needles
+from pipeline.evaluation.runs import Measured, measure
+from workers.hf import Tokenizer
+from workers.loading import resolve_runtime
+from workers.selection.calibrate import BUDGETS
+from workers.selection.profile import find_profile
+from workers.selection.questions import Exam
+from workers.source import locate
+
+JOB = Path("configs/needles.yaml")
+ITEMS = {4096: 20, 8192: 20, 16384: 20, 32768: 10}
+DENSE_LENGTHS = (4096, 8192)
+SEED = 0
+
+
+def needle_runs(work: Path) -> Iterator[tuple[int, str, Measured]]:
+    """(length, method, result) of every run, shortest first. Corpora and answers are kept in ``work``."""
+    tokenizer = Tokenizer(locate(load_job(JOB).model.source).directory)
+    for tokens, items in ITEMS.items():
+        corpus = work / f"needles-{tokens}.parquet"
+        if not corpus.is_file():
+            build_needles(corpus, tokenizer, tokens=tokens, items=items, seed=SEED)
+        methods: dict[str, Sequence[str]] = {"foveate": ()}
+        if tokens in DENSE_LENGTHS:
+            methods["foveate, kept pairs"] = ("answer.over=kept",)
+            methods["dense"] = (f"keep.budget.tokens={tokens - PROMPT_TOKENS}", "answer.batch_size=1")
+        for method, overrides in methods.items():
+            name = f"{tokens}-{method.replace(', ', '-').replace(' ', '-')}"
+            yield tokens, method, measure(name, JOB, corpus, work / name, overrides)
+
+
+def write_baseline(work: Path, out: Path) -> None:
+    """Run what has not run yet and write the page."""
+    results = list(needle_runs(work))
+    runtime = resolve_runtime(load_job(JOB).model)
+    lines = [
+        "# Baseline",
+        "",
+        "Made by `python -m pipeline.evaluation baseline`; do not edit. SmolLM2-135M-Instruct (window 8,192), "
+        f"{runtime.dtype}, attention `{runtime.attention}`, two workers of one thread each on "
+        f"{platform.machine()} ({torch.backends.cpu.get_cpu_capability()}), torch {torch.__version__}.",
+        "",
+        *_needle_lines(results),
+        *_recall_lines(),
+    ]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text("\n".join(lines))
+
+
+def _needle_lines(results: Sequence[tuple[int, str, Measured]]) -> list[str]:
+    lines = [
+        "## One needle in real text",
+        "",
+        f"Single needle (RULER-style) in the Python language reference, seed {SEED}, depths spread evenly, chunks of "
+        "1,024 tokens, budget 512 tokens. *Dense* reads the whole document at once; beyond the window it cannot. "
+        "Seconds are engine seconds per 1,000 document tokens on one core (encode + answer); *peak* is the largest "
+        "resident set of the process, two workers and weights included.",
+        "",
+        "| length | method | answered | accuracy | encode s/1k | answer s/1k | tokens/s, two workers | peak GiB |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for tokens, method, run in results:
+        encode = "" if method == "dense" else f"{run.encode_s_per_1000:.2f}"
+        rate = "" if method == "dense" else f"{run.document_tokens / run.wall_s:,.0f}"
+        lines.append(
+            f"| {tokens:,} | {method} | {run.correct}/{run.items} | {run.accuracy:.0%} | {encode} | "
+            f"{run.answer_s_per_1000:.2f} | {rate} | {run.peak_bytes / 2**30:.2f} |"
+        )
+    return [*lines, ""]
+
+
+def _recall_lines() -> list[str]:
+    """Recall of gold passages, from what calibration recorded in the profile, and BM25's beside it."""
+    source = locate(load_job(JOB).model.source)
+    profile = find_profile("auto", source.weights)
+    if profile is None or "held_out" not in profile.measured:
+        raise RuntimeError("the profile has no held-out recall; run `foveate calibrate` with --held-out")
+    lexical = bm25_recall(Tokenizer(source.directory), Exam.of_split("held_out"))
+    measured: Mapping[str, float] = profile.measured["held_out"]
+    rows = {
+        f"shipped profile ({len(profile.heads)} heads)": [measured[f"recall_at_{budget}"] for budget in BUDGETS],
+        "mean over all heads": [measured[f"recall_of_all_heads_at_{budget}"] for budget in BUDGETS],
+        "BM25": [lexical[f"recall_at_{budget}"] for budget in BUDGETS],
+    }
+    learnt: Mapping[str, float] = profile.measured["calibrate"]
+    there = ", ".join("{:.0%} at {}".format(learnt[f"recall_at_{budget}"], budget) for budget in BUDGETS)
+    return [
+        "## Held-out questions over real text",
+        "",
+        f"{measured['questions']} hand-written questions over {measured['tokens']:,} tokens of the Python language "
+        "reference, which is full of look-alikes; share whose whole gold passage is kept. No topic is shared with the "
+        f"{learnt['questions']} questions the heads were chosen on (there: {there}).",
+        "",
+        "| scored by | " + " | ".join(f"{budget:,} tokens kept" for budget in BUDGETS) + " |",
+        "|---" * (1 + len(BUDGETS)) + "|",
+        *(f"| {name} | " + " | ".join(f"{value:.0%}" for value in values) + " |" for name, values in rows.items()),
+        "",
+        f"Heads (layer, head): {', '.join(map(str, profile.heads))}; rows: {profile.rows}.",
+        "",
+    ]

@@ -1,0 +1,119 @@
+"""Which models are read with, which are refused and how; what the tokenizer promises."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
+
+from tests.tiny import save_tiny_model
+from workers.errors import ModelError
+from workers.hf import LanguageModel, Tokenizer, model_shape
+
+SMALL = {
+    "vocab_size": 300,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+}
+
+
+def load(directory: Path, dtype: torch.dtype = torch.float32) -> LanguageModel:
+    return LanguageModel(directory, dtype=dtype, device=torch.device("cpu"))
+
+
+def test_a_model_without_rotary_positions_is_refused(tmp_path: Path) -> None:
+    GPT2LMHeadModel(GPT2Config(vocab_size=300, n_embd=32, n_layer=2, n_head=4, n_positions=64)).save_pretrained(
+        tmp_path
+    )
+    with pytest.raises(ModelError, match=r"model\.source: .*gpt2.*no rotary position embeddings \(RoPE\)"):
+        load(tmp_path)
+
+
+def test_sliding_window_layers_are_refused(tmp_path: Path) -> None:
+    MistralForCausalLM(MistralConfig(**SMALL, sliding_window=64)).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="allowed: full attention"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "longrope"])
+def test_rope_that_depends_on_the_length_is_refused(tmp_path: Path, kind: str) -> None:
+    rope = {"rope_type": kind, "rope_theta": 10_000.0, "factor": 2.0}
+    if kind == "longrope":
+        rope |= {"short_factor": [1.0] * 4, "long_factor": [2.0] * 4, "original_max_position_embeddings": 64}
+    LlamaForCausalLM(LlamaConfig(**SMALL, rope_parameters=rope)).save_pretrained(tmp_path)
+    with pytest.raises(
+        ModelError, match=f"RoPE type '{kind}' is not supported; allowed: default, linear, llama3, yarn"
+    ):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "rope",
+    [
+        {"rope_type": "default", "rope_theta": 500_000.0},
+        {"rope_type": "linear", "rope_theta": 10_000.0, "factor": 2.0},
+        {"rope_type": "yarn", "rope_theta": 10_000.0, "factor": 4.0, "original_max_position_embeddings": 32},
+        {
+            "rope_type": "llama3",
+            "rope_theta": 500_000.0,
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 64,
+        },
+    ],
+    ids=lambda rope: str(rope["rope_type"]),
+)
+def test_keys_of_every_static_rope_can_be_moved(tmp_path: Path, rope: dict[str, object]) -> None:
+    LlamaForCausalLM(LlamaConfig(**SMALL, rope_parameters=rope)).save_pretrained(tmp_path)
+    model = load(tmp_path)
+    keys, places = torch.randn(20, 2, 8), torch.arange(20) * 5
+    scale = model.rotate(keys, places).norm() / keys.norm()  # yarn scales attention inside the rotation
+    torch.testing.assert_close(model.unrotate(model.rotate(keys, places), places), keys, atol=1e-5, rtol=1e-5)
+    assert scale > 0.99
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_tiny_model_loads_in_either_precision(tiny_model: Path, dtype: torch.dtype) -> None:
+    model = load(tiny_model, dtype)
+    assert model.shape == model_shape(tiny_model)
+    assert model.shape.bytes_per_token(dtype) == 2 * 3 * 2 * 8 * dtype.itemsize
+
+
+def test_an_empty_directory_is_no_model(tmp_path: Path) -> None:
+    for attempt in (lambda: load(tmp_path), lambda: model_shape(tmp_path), lambda: Tokenizer(tmp_path)):
+        with pytest.raises(ModelError, match=r"model\.source: "):
+            attempt()
+
+
+@pytest.mark.parametrize("text", ["plain words", "héllo 😀 x", "a\x00b", "<|end|> is only text", "日本語のテキスト"])
+def test_offsets_cover_the_text_and_nothing_becomes_a_control_token(tiny_model: Path, text: str) -> None:
+    tokenizer = Tokenizer(tiny_model)
+    ids, offsets = tokenizer.encode_with_offsets(text)
+    assert ids == tokenizer.encode(text)
+    assert not tokenizer.stop_ids & set(ids)
+    assert offsets[0][0] == 0 and offsets[-1][1] == len(text)
+    assert all(later[0] >= earlier[0] for earlier, later in pairwise(offsets))
+    assert tokenizer.decode(ids) == text
+
+
+def test_our_own_words_may_hold_control_tokens(tiny_model: Path) -> None:
+    tokenizer = Tokenizer(tiny_model)
+    assert len(tokenizer.encode_frame("<|end|>")) == 1 < len(tokenizer.encode("<|end|>"))
+
+
+def test_weights_are_never_changed_by_a_pass(tmp_path: Path) -> None:
+    from tests.workers.engines import Workbench, chunked, isolated, tokens
+
+    bench = Workbench(save_tiny_model(tmp_path))
+    before = {name: value.clone() for name, value in bench.model._model.state_dict().items()}
+    for task in isolated(chunked(tokens(128), 64), bench.probes("Who?")):
+        bench.engine(skims=True).encode(task)
+    assert all(torch.equal(before[name], value) for name, value in bench.model._model.state_dict().items())

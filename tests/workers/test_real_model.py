@@ -1,0 +1,110 @@
+"""The laws that matter most, on the real demo model: SmolLM2-135M-Instruct from its GGUF file."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from cache_store.store import TieredStore
+from configs.load import load_job
+from configs.schema import Job
+from pipeline.document import Asked, Document
+from pipeline.evaluation.needles import build_needles, haystack
+from pipeline.reading import DocumentReader
+from workers.attention.base import resolve
+from workers.engine import Engine, Method
+from workers.hf import LanguageModel
+from workers.loading import Reading, ensure_profile, load_reading
+from workers.messages import Ask, Chunk, Encode, Query, Run
+from workers.passes import SegmentPass
+from workers.selection.budgets import UniformBudget
+
+pytestmark = pytest.mark.model
+
+KEEP_ALL = UniformBudget(tokens=10**6, widen_tokens=0)
+
+
+@pytest.fixture(scope="module")
+def job() -> Job:
+    return load_job("configs/needles.yaml", ["corpus.path=unused.parquet", "model.dtype=float32"])
+
+
+@pytest.fixture(scope="module")
+def reading(job: Job) -> Reading:
+    return load_reading(job)
+
+
+@pytest.fixture(scope="module")
+def model(reading: Reading) -> LanguageModel:
+    return LanguageModel(reading.source.directory, dtype=torch.float32, device=torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def engine(job: Job, reading: Reading, model: LanguageModel) -> Engine:
+    return engine_of(job, reading, model, Method.of(job))
+
+
+def engine_of(job: Job, reading: Reading, model: LanguageModel, method: Method) -> Engine:
+    backend = resolve("cpu", model.device)
+    profile = ensure_profile(job, reading, model)
+    return Engine(model, backend, reading.frame, profile, method, TieredStore([]), reading.source)
+
+
+def test_keeping_everything_with_carried_context_is_dense_attention(
+    job: Job, reading: Reading, model: LanguageModel
+) -> None:
+    """Logits over pairs that were read in chunks, un-rotated, stored and moved back equal one dense pass."""
+    method = replace(Method.of(job), budget=KEEP_ALL, skims=False, carries=True, keeps_pairs=True)
+    engine = engine_of(job, reading, model, method)
+    document = tuple(reading.frame.tokenizer.encode(haystack())[:1000])
+    chunks = tuple(Chunk(n, start, document[start : start + 256]) for n, start in enumerate(range(0, 1000, 256)))
+    probe = reading.frame.probe("q", "What is an assert statement?")
+    read = Encode("doc", chunks, (probe,))
+    kept, _ = engine._assemble([Query("doc", probe, (Run(0, document),), 1, (read,))])
+    first = len(reading.frame.anchor) + len(document)
+    rows = range(len(probe.token_ids))
+    reading_pass = SegmentPass(engine._backend, (0, len(rows)), (engine._anchor, kept))
+    logits = model.run(probe.token_ids, range(first, first + len(rows)), reading_pass, logits_of=rows)
+    ids = (*reading.frame.anchor, *document, *probe.token_ids)
+    dense = model.run(
+        ids, range(len(ids)), SegmentPass(engine._backend, (0, len(ids))), logits_of=range(first, len(ids))
+    )
+    model._model.set_attn_implementation("sdpa")
+    try:
+        with torch.inference_mode():
+            own = model._model(torch.tensor([ids]), use_cache=False).logits[0, first:]
+    finally:
+        model._model.set_attn_implementation("foveate")
+    assert logits is not None and dense is not None
+    assert (dense - own).abs().max() < 1e-3
+    assert (logits - own).abs().max() < 1e-3
+
+
+def test_needles_in_six_thousand_tokens_are_found_quoted_and_answered(
+    job: Job, reading: Reading, engine: Engine, tmp_path: Path
+) -> None:
+    build_needles(tmp_path / "n.parquet", reading.frame.tokenizer, tokens=6144, items=2, seed=7)
+    reader = DocumentReader(job, reading)
+    for number, row in enumerate(pq.read_table(tmp_path / "n.parquet").to_pylist()):
+        asked = Asked("row", row["question"], row["answer_prefix"], row["max_new_tokens"], row["answer"])
+        prepared = reader.prepare(Document(row["id"], row["context"], "n.parquet", number, (asked,), None))
+        [selection] = reader.select(prepared, [engine.encode(task) for task in prepared.encodes])
+        [generated] = engine.answer(Ask((selection.query,))).answers
+        answer = reader.answer(prepared, 0, selection, generated, 0.0)
+        assert row["answer"] in answer.answer
+        best = max(answer.spans, key=lambda span: span.share)
+        assert f"is: {row['answer']}." in best.text
+        assert answer.kept_tokens <= 512 < answer.document_tokens
+        assert generated.num_tokens <= row["max_new_tokens"]
+
+
+def test_answers_stop_at_the_models_own_stop_token(reading: Reading, engine: Engine) -> None:
+    words = tuple(reading.frame.tokenizer.encode("The sky over Oslo is green today."))
+    probe = reading.frame.probe("q", "What colour is the sky over Oslo? One word.")
+    [answer] = engine.answer(Ask((Query("doc", probe, (Run(0, words),), 64),))).answers
+    assert 0 < answer.num_tokens < 64
+    assert answer.text and "<|im_end|>" not in answer.text
