@@ -18,11 +18,9 @@ from typing import Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from workers.errors import BackendUnavailable
+
 BackendName = Literal["auto", "cpu", "flash", "torch_flash"]
-
-
-class BackendUnavailable(RuntimeError):
-    """An attention backend cannot run here; the message says what to install or which device it needs."""
 
 
 class Partial(NamedTuple):

@@ -16,7 +16,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from workers.attention.base import Backend, BackendUnavailable, Partial, check_call, empty, merge
+from workers.attention.base import Backend, Partial, check_call, empty, merge
+from workers.errors import BackendUnavailable
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from workers.attention.base import Backend, BackendUnavailable
+from workers.attention.base import Backend
 from workers.attention.varlen import VarlenBackend, VarlenCall, require_ampere
+from workers.errors import BackendUnavailable
 
 
 def open_backend(device: torch.device) -> Backend:

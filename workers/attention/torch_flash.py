@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from workers.attention.base import Backend, BackendUnavailable
+from workers.attention.base import Backend
 from workers.attention.varlen import VarlenBackend, VarlenCall, require_ampere
+from workers.errors import BackendUnavailable
 
 
 def open_backend(device: torch.device) -> Backend:

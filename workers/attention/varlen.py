@@ -16,7 +16,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from workers.attention.base import BackendUnavailable, Partial, check_call, empty
+from workers.attention.base import Partial, check_call, empty
+from workers.errors import BackendUnavailable
 
 _DTYPES = (torch.float16, torch.bfloat16)
 

@@ -1,0 +1,5 @@
+"""``python -m pipeline`` is ``foveate``."""
+
+from pipeline.cli import main
+
+main()

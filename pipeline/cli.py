@@ -1,0 +1,231 @@
+"""The command line: what each command takes, and which exit code it ends with. All else is elsewhere.
+
+    0    every question ended as an outcome            2    usage, job file, corpus, model, directory
+    1    anything else; a run can be resumed           3    --strict, and a question failed
+    130  Ctrl-C
+
+Invariants: errors that a user can mend are printed as their message alone, on stderr; what is not our user's
+fault keeps its traceback; torch, ray and transformers are imported by the commands that need them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+from rich.console import Console
+
+from cache_store.errors import StoreError
+from configs.errors import ConfigError
+from pipeline.errors import IncompleteRun, Interrupted, JobError, TooManyFailures
+from workers.errors import BackendUnavailable, ModelError
+
+if TYPE_CHECKING:
+    from configs.schema import Job
+    from pipeline.driver import StopRequest
+
+app = typer.Typer(
+    name="foveate",
+    help="Answer questions over documents far longer than a model's window, and say on which words each answer rests.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+class PoolKind(StrEnum):
+    """Who runs engines."""
+
+    LOCAL = "local"
+    RAY = "ray"
+
+
+JobFile = Annotated[Path, typer.Argument(metavar="JOB.yaml", help="The job file.")]
+Directory = Annotated[str, typer.Argument(metavar="DIR", help="A run's output directory, or its URL.")]
+Settings = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the job.")]
+Strict = Annotated[bool, typer.Option("--strict", help="Exit with 3 if any question failed.")]
+
+
+@app.command()
+def run(
+    job_file: JobFile,
+    settings: Settings = None,
+    output: Annotated[str | None, typer.Option(metavar="DIR", help="Same as --set output.path=DIR.")] = None,
+    pool: Annotated[PoolKind | None, typer.Option(help="Run on this pool, with the job's workers.")] = None,
+    strict: Strict = False,
+) -> None:
+    """Run a job, or resume it where it stopped."""
+    job = _load(job_file, [*(settings or ()), *_as_settings(output)], pool)
+    from pipeline import driver, finale
+    from pipeline.progress import shown_on
+
+    with _stoppable() as stop, shown_on(Console(stderr=True), time.monotonic) as view:
+        summary = driver.run(job, progress=view, stop=stop)
+    finale.show(Console(), summary, view.pace.tokens_per_s)
+    raise typer.Exit(3 if strict and summary.totals.failed else 0)
+
+
+@app.command()
+def plan(
+    job_file: JobFile,
+    settings: Settings = None,
+    measure: Annotated[bool, typer.Option(help="Load the weights and time one chunk.")] = True,
+) -> None:
+    """Say what a job would do: documents, tokens, bytes, time. Nothing is answered or written."""
+    job = _load(job_file, settings or ())
+    from pipeline.estimate import estimate
+    from pipeline.screen import print_estimate
+
+    with Console(stderr=True).status("reading the corpus") as status:
+
+        def tick(done: int, total: int) -> None:
+            status.update(f"reading the corpus: {done:,} of {total:,} documents")
+
+        found = estimate(job, measure=measure, tick=tick)
+    print_estimate(Console(), found)
+
+
+@app.command()
+def status(directory: Directory) -> None:
+    """Say how far a run is."""
+    from pipeline.directory import existing_directory
+    from pipeline.screen import print_status
+    from pipeline.status import read_status
+
+    print_status(Console(), read_status(existing_directory(directory)))
+
+
+@app.command()
+def retry_failed(directory: Directory, strict: Strict = False) -> None:
+    """Ask the failed questions again that a retry may help."""
+    from pipeline import driver, finale
+    from pipeline.progress import shown_on
+
+    with _stoppable() as stop, shown_on(Console(stderr=True), time.monotonic) as view:
+        summary = driver.retry_failed(directory, progress=view, stop=stop)
+    finale.show(Console(), summary, view.pace.tokens_per_s)
+    raise typer.Exit(3 if strict and summary.totals.failed else 0)
+
+
+@app.command()
+def report(directory: Directory) -> None:
+    """Make a run's report again."""
+    from pipeline.directory import existing_directory
+    from pipeline.report.write import make_report
+
+    print(make_report(existing_directory(directory)))
+
+
+@app.command()
+def doctor() -> None:
+    """Say what this machine can do, and what `auto` means on it."""
+    from pipeline.doctor import examine
+    from pipeline.screen import print_sections
+
+    print_sections(Console(), examine())
+
+
+@app.command()
+def calibrate(
+    model: Annotated[str, typer.Option(metavar="SOURCE", help="The model, as model.source names it.")],
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Where to write; default: the cache.")] = None,
+    device: Annotated[str, typer.Option(help="As model.device.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="As model.dtype.")] = "auto",
+    attention: Annotated[str, typer.Option(help="As model.attention.")] = "auto",
+    held_out: Annotated[bool, typer.Option(help="Measure recall on held-out questions: twice the time.")] = True,
+    max_chars: Annotated[int | None, typer.Option(min=1, help="Shorten the exam: quicker and less certain.")] = None,
+) -> None:
+    """Find a model's retrieval heads: minutes on a CPU."""
+    from pipeline.calibration import calibrate_model, model_from
+    from pipeline.screen import print_profile
+
+    chosen = model_from(source=model, device=device, dtype=dtype, attention=attention)
+    console = Console(stderr=True)
+    with console.status("calibrating") as status:
+        say = status.update if console.is_terminal else console.print
+        profile, path = calibrate_model(chosen, out, held_out=held_out, max_chars=max_chars, report=say)
+    print_profile(Console(), profile, str(path))
+
+
+@app.command()
+def submit(
+    job_file: JobFile,
+    address: Annotated[str, typer.Option(metavar="URL", help="Ray's dashboard, such as http://head:8265.")],
+    settings: Settings = None,
+    cpus: Annotated[float, typer.Option(min=0, help="Ray CPUs for the driver, beside those of its workers.")] = 1.0,
+) -> None:
+    """Send a job to a Ray cluster, with this directory."""
+    _load(job_file, settings or ())
+    from pipeline.submit import submit as submit_job
+
+    raise typer.Exit(submit_job(job_file, address, settings or (), entrypoint_num_cpus=cpus))
+
+
+def _load(job_file: Path, settings: Sequence[str], pool: PoolKind | None = None) -> Job:
+    """The job; ``pool`` replaces one of another kind, with as many workers."""
+    from configs.load import load_job
+
+    job = load_job(job_file, settings)
+    if pool is None or job.pool.kind == pool:
+        return job
+    return load_job(job_file, [*settings, f"pool={{kind: {pool}, workers: {job.pool.workers}}}"])
+
+
+def _as_settings(output: str | None) -> list[str]:
+    return [] if output is None else [f"output.path={json.dumps(output, ensure_ascii=False)}"]
+
+
+@contextmanager
+def _stoppable() -> Iterator[StopRequest]:
+    """A stop request that the first Ctrl-C sets; the second ends the process there and then, which is safe:
+    a run survives kill -9 at any step."""
+    from pipeline.driver import StopRequest
+
+    stop = StopRequest()
+
+    def interrupted(number: int, frame: FrameType | None) -> None:
+        if stop.is_set:
+            os._exit(130)
+        stop.set()
+        os.write(2, b"\nStopping cleanly; what is committed stays. Ctrl-C again stops at once.\n")
+
+    before = signal.signal(signal.SIGINT, interrupted)
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The console entry: runs a command and exits with its code. What is nobody's fault but ours is raised."""
+    try:
+        app(arguments)
+    except (ConfigError, JobError, ModelError, StoreError) as error:
+        _end(error, 2)
+    except (TooManyFailures, IncompleteRun, OSError) as error:
+        _end(error, 1)
+    except Interrupted as error:
+        _end(error, 130)
+    except BackendUnavailable as error:
+        _end(f"model.attention: {error}", 2)
+
+
+def _end(error: Exception | str, code: int) -> NoReturn:
+    """Exit with the message alone."""
+    print(f"foveate: {error}", file=sys.stderr)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

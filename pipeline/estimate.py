@@ -1,0 +1,206 @@
+"""What a job would do, for ``foveate plan``: its documents counted, its bytes computed, its time estimated.
+
+Invariants: the corpus is streamed and every document tokenized, so that counts are counts; nothing is written
+to the output or the store (a model that must be converted or downloaded is, into its cache); the time rests
+on what was measured here, and ``Measured`` says on what.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+
+from configs.schema import Job, Store
+from pipeline.corpus import CorpusFiles, open_corpus
+from pipeline.plan import Plan, make_plan
+from pipeline.reading import DocumentReader, Prepared
+from workers.loading import Reading, load_engine, load_reading, resolve_runtime
+from workers.messages import Ask, Encode, Encoded, Query, Run
+from workers.selection.profile import find_profile
+
+Tick = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What is in the corpus. ``failures``: questions that will fail, by class; ``questions`` are the others.
+    ``kept_tokens``: tokens kept for all questions together; ``answer_tokens``: the most that may be written."""
+
+    documents: int
+    unasked: int
+    questions: int
+    failures: dict[str, int]
+    tokens: int
+    longest: int
+    chunks: int
+    offered_tokens: int
+    kept_tokens: int
+    answer_tokens: int
+    parts: int
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Seconds that one chunk and one answer took here, on one engine."""
+
+    chunk_tokens: int
+    chunk_questions: int
+    seconds_chunk: float
+    answer_tokens: int
+    seconds_answer: float
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """``full_kv_bytes``: all pairs of all documents in all layers; ``kept_kv_bytes``: those that answers are
+    computed over; ``store_bytes``: what the engines put into the store. ``unmeasured``: why there is no time."""
+
+    counts: Counts
+    dtype: str
+    window: int
+    full_kv_bytes: int
+    kept_kv_bytes: int
+    store_bytes: int
+    engines: int
+    measured: Measured | None
+    unmeasured: str
+
+    @property
+    def seconds(self) -> float | None:
+        """Estimated time of the run, all engines busy; None where nothing was measured."""
+        if self.measured is None:
+            return None
+        reading = self.counts.tokens * self.measured.seconds_chunk / self.measured.chunk_tokens
+        return (reading + self.counts.questions * self.measured.seconds_answer) / self.engines
+
+
+def estimate(job: Job, *, measure: bool = True, tick: Tick | None = None) -> Estimate:
+    """Read the whole corpus once and add up. ``tick(done, total)`` is called for every document. Raises
+    ``JobError`` and ``ModelError`` as a run would."""
+    runtime = resolve_runtime(job.model)
+    reading = load_reading(job)
+    reader = DocumentReader(job, reading)
+    corpus = open_corpus(job.corpus, job.questions)
+    counts, sample = _count(job, make_plan(corpus, job.output.part_tokens), corpus, reader, tick)
+    per_token = reading.shape.bytes_per_token(runtime.torch_dtype)
+    unmeasured = _why_not_measured(job, reading, sample, measure)
+    return Estimate(
+        counts=counts,
+        dtype=runtime.dtype,
+        window=reading.shape.window,
+        full_kv_bytes=counts.tokens * per_token,
+        kept_kv_bytes=counts.kept_tokens * per_token,
+        store_bytes=counts.offered_tokens * per_token if job.answer.over == "kept" else 0,
+        engines=_engines(job),
+        measured=None if unmeasured or sample is None else _measure(job, sample),
+        unmeasured=unmeasured,
+    )
+
+
+def _count(
+    job: Job, plan: Plan, corpus: CorpusFiles, reader: DocumentReader, tick: Tick | None
+) -> tuple[Counts, Prepared | None]:
+    """Add up, and remember one document to measure with: the first that fills a chunk, else the longest."""
+    budget = job.keep.budget.tokens
+    sums: Counter[str] = Counter(rows=0)
+    failures: Counter[str] = Counter()
+    sample: Prepared | None = None
+    longest = 0
+    for part in plan.parts:
+        for run in part.runs:
+            for document in corpus.rows(run, plan.first_places):
+                prepared = reader.prepare(document)
+                questions, tokens = len(prepared.probes), prepared.num_tokens
+                failures.update(failure.error for failure in prepared.failures)
+                longest = max(longest, tokens)
+                offered = sum(min(budget, len(chunk.token_ids)) for chunk in prepared.chunks)
+                sums.update(
+                    rows=1,
+                    questions=questions,
+                    tokens=tokens,
+                    chunks=len(prepared.chunks),
+                    offered=questions * offered,
+                    kept=questions * min(budget, tokens),
+                    answers=sum(asked.max_new_tokens for asked in prepared.asked),
+                )
+                if prepared.chunks and _is_better(prepared, sample, job.read.chunk_tokens):
+                    sample = prepared
+                if tick is not None:
+                    tick(sums["rows"], plan.rows)
+    counts = Counts(
+        documents=sums["rows"],
+        unasked=plan.unasked,
+        questions=sums["questions"],
+        failures=dict(failures.most_common()),
+        tokens=sums["tokens"],
+        longest=longest,
+        chunks=sums["chunks"],
+        offered_tokens=sums["offered"],
+        kept_tokens=sums["kept"],
+        answer_tokens=sums["answers"],
+        parts=len(plan.parts),
+    )
+    return counts, sample
+
+
+def _is_better(prepared: Prepared, sample: Prepared | None, chunk_tokens: int) -> bool:
+    return sample is None or sample.num_tokens < min(chunk_tokens, prepared.num_tokens)
+
+
+def _why_not_measured(job: Job, reading: Reading, sample: Prepared | None, wanted: bool) -> str:
+    """Empty where a chunk can be measured."""
+    if not wanted:
+        return "not measured (--no-measure)"
+    if sample is None:
+        return "no document that can be read"
+    if find_profile(job.model.profile, reading.source.weights) is None:
+        return "this model is not calibrated yet: run `foveate calibrate`, or the first run will do it"
+    return ""
+
+
+def _measure(job: Job, sample: Prepared) -> Measured:
+    """Time one chunk and one answer on an engine with an empty store of its own, one thread as in a pool."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        engine = load_engine(job.model_copy(update={"store": Store()}))
+        chunk = sample.chunks[0]
+        task = Encode("estimate", (chunk,), sample.probes)
+        short = replace(chunk, token_ids=chunk.token_ids[: job.keep.block_tokens])
+        engine.encode(replace(task, chunks=(short,)))
+        started = time.perf_counter()
+        encoded = engine.encode(task)
+        seconds_chunk = time.perf_counter() - started
+        runs = _kept_runs(job, sample, encoded)
+        sources = (task,) if job.answer.over == "kept" else ()
+        query = Query("estimate", sample.probes[0], runs, sample.asked[0].max_new_tokens, sources)
+        answered = engine.answer(Ask((query,)))
+    finally:
+        torch.set_num_threads(threads)
+    return Measured(
+        chunk_tokens=len(chunk.token_ids),
+        chunk_questions=len(sample.probes),
+        seconds_chunk=seconds_chunk,
+        answer_tokens=sum(len(run.token_ids) for run in runs),
+        seconds_answer=answered.answers[0].seconds,
+    )
+
+
+def _kept_runs(job: Job, sample: Prepared, encoded: Encoded) -> tuple[Run, ...]:
+    """As many tokens as a question keeps: any of the document for rereading, else pairs that the chunk left."""
+    offered = encoded.relevance[0][0].offered
+    if offered is None:
+        return (Run(0, sample.token_ids[: job.keep.budget.tokens]),)
+    return tuple(Run(start, sample.token_ids[start:stop]) for start, stop in offered)
+
+
+def _engines(job: Job) -> int:
+    """Engines at work at once: threads of this machine never gain from more than its cores."""
+    if job.pool.kind == "local":
+        return min(job.pool.workers, os.cpu_count() or 1)
+    return job.pool.workers
