@@ -27,7 +27,7 @@ from rich.console import Console
 
 from cache_store.errors import StoreError
 from configs.errors import ConfigError
-from pipeline.errors import IncompleteRun, Interrupted, JobError, TooManyFailures
+from pipeline.errors import IncompleteRun, Interrupted, JobError, TooManyFailures, WorkersUnavailable
 from workers.errors import BackendUnavailable, ModelError
 
 if TYPE_CHECKING:
@@ -213,7 +213,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         app(arguments)
     except (ConfigError, JobError, ModelError, StoreError) as error:
         _end(error, 2)
-    except (TooManyFailures, IncompleteRun, OSError) as error:
+    except (TooManyFailures, IncompleteRun, WorkersUnavailable, OSError) as error:
         _end(error, 1)
     except Interrupted as error:
         _end(error, 130)

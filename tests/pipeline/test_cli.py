@@ -18,8 +18,7 @@ from cache_store.errors import UnusableTier
 from pipeline import cli, driver
 from pipeline.errors import IncompleteRun, Interrupted, TooManyFailures
 from tests.pipeline.jobs import QUESTIONS, Bench
-from workers.errors import BackendUnavailable
-from workers.errors import ModelError
+from workers.errors import BackendUnavailable, ModelError
 
 
 def foveate(*arguments: object) -> int:

@@ -12,7 +12,8 @@ from tests.workers.attention import flash_on_cpu
 from tests.workers.attention.conftest import Sitting
 from tests.workers.attention.ragged import Shape, assert_close, make, softmax64
 from workers.attention import base, flash, torch_flash
-from workers.attention.base import BackendUnavailable, available, resolve
+from workers.attention.base import available, resolve
+from workers.errors import BackendUnavailable
 
 CPU = torch.device("cpu")
 

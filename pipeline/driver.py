@@ -1,0 +1,185 @@
+"""A job from beginning to end, and a second chance for its failures.
+
+Invariants: nothing is done before the model, the corpus and the output directory were checked; the same
+call on the same directory resumes; what is committed stays, whatever is raised; ``auto`` was resolved once,
+before the first task, and what it became is part of the run's identity.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+
+from configs.load import identity_record, job_record
+from configs.schema import Job
+from pipeline.checking import Checked, check_answers
+from pipeline.commit import Totals
+from pipeline.corpus import CorpusFiles, open_corpus
+from pipeline.directory import RunDirectory, existing_directory, open_directory
+from pipeline.errands import FailedQuestions, FreshParts
+from pipeline.loop import Extent, Loop, Progress, StopRequest
+from pipeline.plan import make_plan, verify_unchanged
+from pipeline.pool import LocalPool, Pool
+from pipeline.reading import DocumentReader
+from pipeline.records import ANSWERS, FAILURES, read_job
+from pipeline.sink import RunState
+from workers.loading import ensure_profile, fast_dtype, load_engine, load_reading, resolve_runtime
+from workers.selection.profile import Profile
+
+__all__ = ["Progress", "StopRequest", "Summary", "retry_failed", "run"]
+
+FEW_FAILURES = 10
+"""``output.max_failed_fraction`` speaks only once this many questions failed: one of three is no trend."""
+_SHOWN_CHECKS = 1000
+
+Report = Callable[[Progress], None]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a run came to. ``checked``: the first thousand answers with an expected one; ``num_checked`` and
+    ``num_correct`` count them all. ``output`` is the run's directory, ``answers`` and ``failures`` lie in it; paths or
+    URLs."""
+
+    totals: Totals
+    output: str
+    answers: str
+    failures: str
+    checked: tuple[Checked, ...]
+    num_checked: int
+    num_correct: int
+    elapsed_s: float
+
+
+def run(job: Job, *, progress: Report | None = None, stop: StopRequest | None = None) -> Summary:
+    """Run ``job``, or resume it where its output directory says it was begun.
+
+    Raises ``JobError`` or ``ModelError`` for what the user must mend, ``TooManyFailures`` once more than
+    ``output.max_failed_fraction`` of the planned questions (and at least ``FEW_FAILURES``) failed,
+    ``Interrupted`` after ``stop``, ``OSError`` where saving failed. All but the first leave a directory that
+    the same call resumes.
+    """
+    started_s = time.monotonic()
+    attempt = Attempt.begin(job, open_directory)
+    if not attempt.state.is_finished:
+        errand = FreshParts(attempt.state, attempt.corpus, keep=job.store.keep)
+        with attempt.pool() as pool:
+            attempt.loop(pool, progress, stop).run(errand, attempt.max_failed)
+        attempt.state.finish()
+    return attempt.summary(started_s)
+
+
+def retry_failed(directory: str, *, progress: Report | None = None, stop: StopRequest | None = None) -> Summary:
+    """Ask the retryable failures of the committed parts of ``directory`` again. Each part that had any gets a
+    new revision: answers stay, old failures are replaced by new outcomes. Raises as ``run`` does."""
+    started_s = time.monotonic()
+    stored, _ = read_job(existing_directory(directory))
+    job = Job.model_validate(stored)
+    job = job.model_copy(update={"output": job.output.model_copy(update={"path": directory})})
+    attempt = Attempt.begin(job, existing_directory)
+    errand = FailedQuestions(attempt.state, attempt.corpus, keep=job.store.keep)
+    if errand.records:
+        with attempt.pool() as pool:
+            attempt.loop(pool, progress, stop).run(errand)
+    return attempt.summary(started_s)
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One process's attempt at a job: everything checked and opened, no engine started yet."""
+
+    job: Job
+    profile: Profile
+    reader: DocumentReader
+    corpus: CorpusFiles
+    state: RunState
+
+    @classmethod
+    def begin(cls, job: Job, open_at: Callable[[str], RunDirectory]) -> Attempt:
+        """Check model, corpus and directory, cheapest first, and claim an epoch of the run."""
+        reading = load_reading(job)
+        reader = DocumentReader(job, reading)
+        corpus = open_corpus(job.corpus, job.questions)
+        directory = open_at(job.output.path)
+        settled = _with_dtype(job)
+        profile = ensure_profile(settled, reading)
+        identity = identity_record(job) | {
+            "resolved": {
+                "dtype": settled.model.dtype,
+                "weights": reading.source.weights,
+                "tokenizer": reading.source.tokenizer,
+                "profile": profile.digest,
+            }
+        }
+        plan = partial(make_plan, corpus, job.output.part_tokens)
+        state = RunState.start(directory, job_record(job), identity, plan)
+        verify_unchanged(state.plan, corpus)
+        return cls(settled, profile, reader, corpus, state)
+
+    def pool(self) -> Pool:
+        """Engines as the job wants them, started."""
+        settings = self.job.pool
+        if settings.kind == "local":
+            return LocalPool(lambda: load_engine(self.job, self.profile), settings.workers)
+        from pipeline.cluster import RayPool  # no Ray without a Ray pool
+
+        return RayPool(self.job, settings, self.profile)
+
+    def loop(self, pool: Pool, progress: Report | None, stop: StopRequest | None) -> Loop:
+        """A loop over the parts that are not committed yet, with the others counted as done."""
+        plan, records = self.state.plan, self.state.committed()
+        committed = [part for part in plan.parts if part.index in records]
+        failed = sum(record.failed for record in records.values())
+        return Loop(
+            self.reader,
+            pool,
+            batch_size=self.job.answer.batch_size,
+            chunk_tokens=self.job.read.chunk_tokens,
+            total=Extent(len(plan.parts), plan.rows, plan.tokens),
+            done=Extent(
+                len(committed), sum(part.rows for part in committed), sum(part.tokens for part in committed), failed
+            ),
+            report=progress,
+            stop=stop,
+        )
+
+    @property
+    def max_failed(self) -> int:
+        """How many questions may fail before the run stops itself."""
+        plan, corpus = self.state.plan, self.corpus
+        own = plan.rows - plan.unasked if corpus.corpus.question is not None else 0
+        questions = plan.rows * len(corpus.asked) + own
+        return max(FEW_FAILURES - 1, int(self.job.output.max_failed_fraction * questions))
+
+    def summary(self, started_s: float) -> Summary:
+        """What all attempts together came to, up to now."""
+        output = self.job.output.path.rstrip("/")
+        checks = check_answers(self.state, self.corpus)
+        shown = tuple(islice(checks, _SHOWN_CHECKS))
+        num_checked, num_correct = len(shown), sum(check.correct for check in shown)
+        for check in checks:
+            num_checked += 1
+            num_correct += check.correct
+        return Summary(
+            totals=Totals.of(self.state.committed().values()),
+            output=output,
+            answers=f"{output}/{ANSWERS}",
+            failures=f"{output}/{FAILURES}",
+            checked=shown,
+            num_checked=num_checked,
+            num_correct=num_correct,
+            elapsed_s=time.monotonic() - started_s,
+        )
+
+
+def _with_dtype(job: Job) -> Job:
+    """The job with ``model.dtype: auto`` settled here, for all workers: a driver without a GPU and its workers with
+    one agree, and so do a local pool and a Ray pool on one machine."""
+    if job.model.dtype != "auto":
+        return job
+    on_gpus = job.model.device == "auto" and job.pool.kind == "ray" and job.pool.num_gpus > 0
+    dtype = fast_dtype("cuda") if on_gpus else resolve_runtime(job.model).dtype
+    return job.model_copy(update={"model": job.model.model_copy(update={"dtype": dtype})})

@@ -1,0 +1,119 @@
+"""What a driver sets out to do: the parts that nobody has committed, or the failures of those that are.
+
+Invariants: an errand yields the rows of each part in order, then the part's end; whether a part still needs
+doing is asked of the directory before its first row, not of this process's memory.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from pipeline.corpus import CorpusFiles, Document
+from pipeline.ledger import FinishedPart
+from pipeline.outcome import Failure
+from pipeline.plan import Part
+from pipeline.sink import RunState
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of the corpus in its part, or with ``document`` None the end of that part. ``only``: ids of the
+    questions to ask of it (None: all)."""
+
+    part: int
+    document: Document | None
+    only: Collection[str] | None = None
+
+
+class Errand(Protocol):
+    """Rows to work on, and where their outcomes go."""
+
+    def rows(self) -> Iterator[Row]:
+        """The rows, part after part."""
+
+    def commit(self, part: FinishedPart) -> None:
+        """Make the outcomes of a part durable."""
+
+    def unwanted(self, part: FinishedPart) -> Sequence[str]:
+        """The store entries of a committed part that nobody needs any more."""
+
+
+class _OverParts:
+    """What errands over parts of the plan have in common."""
+
+    def __init__(self, state: RunState, corpus: CorpusFiles, *, keep: bool) -> None:
+        """``keep``: store entries outlive their part."""
+        self._state, self._corpus, self._keep = state, corpus, keep
+
+    def unwanted(self, part: FinishedPart) -> Sequence[str]:
+        """As ``Errand.unwanted``."""
+        return () if self._keep else part.keys
+
+    def _documents(self, part: Part) -> Iterator[Document]:
+        for run in part.runs:
+            yield from self._corpus.rows(run, self._state.plan.first_places)
+
+
+class FreshParts(_OverParts):
+    """Every part that no driver has committed."""
+
+    def __init__(self, state: RunState, corpus: CorpusFiles, *, keep: bool) -> None:
+        """``keep``: store entries outlive their part."""
+        super().__init__(state, corpus, keep=keep)
+        self._shared = False
+
+    def rows(self) -> Iterator[Row]:
+        """In plan order. A driver that lost a race goes on from the end of the plan, to meet the other one in
+        the middle instead of at every part."""
+        todo = deque(self._state.plan.parts)
+        while todo:
+            part = todo.pop() if self._shared else todo.popleft()
+            if part.index not in self._state.committed():
+                yield from (Row(part.index, document) for document in self._documents(part))
+                yield Row(part.index, None)
+
+    def commit(self, part: FinishedPart) -> None:
+        """As ``Errand.commit``; losing the race to another driver is fine, the part is done."""
+        outcomes = (part.answers, part.failures, part.num_documents, part.num_questions)
+        self._shared = not self._state.commit(part.index, *outcomes) or self._shared
+
+
+class FailedQuestions(_OverParts):
+    """The retryable failures of the committed parts. ``records``: the commits that have any."""
+
+    def __init__(self, state: RunState, corpus: CorpusFiles, *, keep: bool) -> None:
+        """``keep``: store entries outlive their part."""
+        super().__init__(state, corpus, keep=keep)
+        self.records = {index: record for index, record in state.committed().items() if record.retryable}
+        self._failures: dict[int, list[Failure]] = {}
+
+    def rows(self) -> Iterator[Row]:
+        """The documents with such failures, each with the questions to ask again."""
+        for index in self.records:
+            self._failures[index] = self._state.failures(index)
+            again: dict[tuple[str, int], set[str]] = {}
+            for failure in self._failures[index]:
+                if failure.retryable:
+                    again.setdefault(_row(failure), set()).add(failure.question_id)
+            for document in self._documents(self._state.plan.parts[index]):
+                if only := again.get(_row(document)):
+                    yield Row(index, document, only)
+            yield Row(index, None)
+
+    def commit(self, part: FinishedPart) -> None:
+        """As ``Errand.commit``. A new failure counts the attempts of the old one too; if another driver retried
+        the part meanwhile, its outcomes stand."""
+        old = self._failures.pop(part.index)
+        attempts = {(*_row(failure), failure.question_id): failure.attempts for failure in old}
+        failures = [failure for failure in old if not failure.retryable]
+        for failure in part.failures:
+            before = attempts[(*_row(failure), failure.question_id)]
+            failures.append(replace(failure, attempts=failure.attempts + before))
+        self._state.recommit(part.index, part.answers, failures, self.records[part.index].revision)
+
+
+def _row(of: Document | Failure) -> tuple[str, int]:
+    return of.source_file, of.source_row

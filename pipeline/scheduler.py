@@ -1,0 +1,323 @@
+"""Which task runs next, and what its result means: a pure state machine.
+
+Rows go in one by one, in order; tasks come out, their results go in, and parts come out whole. It knows
+neither Ray nor clock, file nor model, so a test can drive it through thousands of histories in a second.
+
+Invariants: every question of every row ends as exactly one outcome; a task is in the pool at most once at a
+time; batches of questions are fixed by row order alone, so no answer depends on timing or on the number of
+workers (a question whose document failed leaves its batch, and nobody takes its place); a part comes out
+when all its questions have ended and none of its tasks is in the pool; what is held in memory is bounded by
+the window and not by the corpus.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from pipeline.ledger import FinishedPart, PartBook, RowBook
+from pipeline.outcome import Answer
+from pipeline.pool import Result
+from pipeline.reading import Prepared, Selection, fail
+from pipeline.retry import Again, GiveUp, Split, Tally, judge
+from workers.messages import Answered, Ask, Encode, Encoded, Generated
+
+_UNTRIED = Tally()
+
+
+class Reader(Protocol):
+    """What the scheduler asks of ``reading.DocumentReader``."""
+
+    def select(self, prepared: Prepared, encoded: Sequence[Encoded]) -> list[Selection]:
+        """What each question keeps, once all of the document has been read."""
+
+    def answer(
+        self, prepared: Prepared, index: int, selection: Selection, generated: Generated, seconds_encode: float
+    ) -> Answer:
+        """The output row of question ``index``."""
+
+
+@dataclass(eq=False)
+class _Document:
+    """A row with questions to ask, on its way through reading and answering."""
+
+    part: PartBook
+    row: RowBook
+    prepared: Prepared
+    encoded: dict[int, Encoded] = field(default_factory=dict)
+    selections: list[Selection] = field(default_factory=list)
+    batches: list[_Batch] = field(default_factory=list)
+    seconds_encode: float = 0.0
+
+    @property
+    def settled(self) -> bool:
+        """Whether a batch need not wait for this document: it is selected, or nothing of it is open."""
+        return bool(self.selections) or not self.row.open
+
+
+@dataclass(frozen=True, eq=False)
+class _Pair:
+    """A question of a document: ``index`` counts in ``Prepared.asked``."""
+
+    document: _Document
+    index: int
+
+    @property
+    def open(self) -> bool:
+        return self.index in self.document.row.open
+
+
+@dataclass(eq=False)
+class _Batch:
+    """Questions that are answered together; closed when it is full or its part ends."""
+
+    pairs: list[_Pair] = field(default_factory=list)
+    closed: bool = False
+
+
+@dataclass(eq=False)
+class _Reading:
+    """The task of reading message ``index`` of a document."""
+
+    task_id: int
+    document: _Document
+    index: int
+    tally: Tally = _UNTRIED
+
+    @property
+    def part(self) -> PartBook:
+        return self.document.part
+
+    @property
+    def message(self) -> Encode:
+        return self.document.prepared.encodes[self.index]
+
+
+@dataclass(eq=False)
+class _Asking:
+    """The task of answering questions of one batch."""
+
+    task_id: int
+    pairs: list[_Pair]
+    tally: Tally = _UNTRIED
+
+    @property
+    def part(self) -> PartBook:
+        return self.pairs[0].document.part
+
+    @property
+    def message(self) -> Ask:
+        return Ask(tuple(pair.document.selections[pair.index].query for pair in self.pairs))
+
+
+class Scheduler:
+    """See the module. ``add`` and ``close_part`` in row order, ``next_task`` and ``finish`` in any order."""
+
+    def __init__(self, reader: Reader, *, batch_size: int, window_tokens: int, num_slots: int) -> None:
+        """``num_slots``: tasks that the pool can hold at once."""
+        self._reader = reader
+        self._batch_size = batch_size
+        self._window_tokens = window_tokens
+        self._num_slots = num_slots
+        self._parts: dict[int, PartBook] = {}
+        self._batch = _Batch()
+        self._encodes: deque[_Reading] = deque()
+        self._asks: deque[_Asking] = deque()
+        self._running: dict[int, _Reading | _Asking] = {}
+        self._next_id = 0
+        self.held_tokens = 0
+        """Tokens of the documents that are read in and not yet done."""
+        self.encoded_tokens = 0
+        """Tokens that came back from the pool as read, since the start."""
+        self.num_documents_done = 0
+        self.num_failed = 0
+        """Questions that ended as failures, since the start."""
+
+    # -- rows in, parts out ----------------------------------------------------------------------
+
+    @property
+    def wants_rows(self) -> bool:
+        """Whether more rows should be added: the window has room, or workers would go idle. The second
+        also opens a batch that waits for company from a row not yet added."""
+        return self.held_tokens < self._window_tokens or self.num_ready + len(self._running) < self._num_slots
+
+    @property
+    def idle(self) -> bool:
+        """Whether every part that was begun has been taken out again."""
+        return not self._parts
+
+    @property
+    def num_ready(self) -> int:
+        """Tasks that wait for a slot."""
+        return len(self._asks) + len(self._encodes)
+
+    def add(self, part: int, prepared: Prepared, only: Collection[str] | None = None) -> None:
+        """Take the next row. ``only``: ids of the questions to ask of it; the others get no outcome, but the
+        document is read with them, so that answers come out as they would have with all."""
+        wanted = [i for i, q in enumerate(prepared.asked) if only is None or q.question_id in only]
+        unfit = [f for f in prepared.failures if only is None or f.question_id in only]
+        book = self._parts.setdefault(part, PartBook(part))
+        assert not book.closed
+        row = RowBook(unfit, wanted)
+        book.rows.append(row)
+        self.num_failed += len(unfit)
+        if not wanted:
+            self.num_documents_done += 1
+            return
+        document = _Document(book, row, prepared)
+        book.num_open_rows += 1
+        self.held_tokens += prepared.num_tokens
+        self._encodes.extend(_Reading(self._new_id(), document, index) for index in range(len(prepared.encodes)))
+        for index in wanted:
+            self._enrol(_Pair(document, index))
+
+    def close_part(self, part: int) -> None:
+        """No more rows of this part: its last batch is as full as it gets."""
+        self._parts.setdefault(part, PartBook(part)).closed = True
+        self._close_batch()
+
+    def take_finished(self) -> list[FinishedPart]:
+        """Parts that are complete, each once, lowest index first."""
+        done = sorted(index for index, part in self._parts.items() if part.complete)
+        return [self._parts.pop(index).finish() for index in done]
+
+    # -- tasks out, results in -------------------------------------------------------------------
+
+    def next_task(self) -> tuple[int, Encode | Ask] | None:
+        """The next task to submit, with its id: answers before reading, reading in row order."""
+        while self._asks:
+            asking = self._asks.popleft()
+            asking.pairs = [pair for pair in asking.pairs if pair.open]
+            if asking.pairs:
+                return self._start(asking)
+        return self._start(self._encodes.popleft()) if self._encodes else None
+
+    def finish(self, task_id: int, result: Result) -> None:
+        """Take back a task with its result."""
+        task = self._running.pop(task_id)
+        task.part.num_running -= 1
+        if isinstance(task, _Reading) and isinstance(result, Encoded):
+            self._take_encoded(task, result)
+        elif isinstance(task, _Asking) and isinstance(result, Answered):
+            self._take_answered(task, result)
+        else:
+            assert not isinstance(result, Encoded | Answered), f"{task} came back as {type(result).__name__}"
+            task.tally = task.tally.after(result)
+            size = len(task.pairs) if isinstance(task, _Asking) else 1
+            match judge(task.tally, result, size):
+                case Again():
+                    self._put_back(task)
+                case Split(batch_size):
+                    self._split(task, batch_size)
+                case GiveUp() as letter:
+                    self._give_up(task, letter)
+
+    def _start(self, task: _Reading | _Asking) -> tuple[int, Encode | Ask]:
+        self._running[task.task_id] = task
+        task.part.num_running += 1
+        return task.task_id, task.message
+
+    def _take_encoded(self, task: _Reading, result: Encoded) -> None:
+        document = task.document
+        task.part.keys.extend(result.keys)
+        self.encoded_tokens += sum(len(chunk.token_ids) for chunk in task.message.chunks)
+        document.seconds_encode += result.seconds
+        document.encoded[task.index] = result
+        if len(document.encoded) == len(document.prepared.encodes) and document.row.open:
+            encoded = [document.encoded[index] for index in range(len(document.encoded))]
+            document.selections = self._reader.select(document.prepared, encoded)
+            document.encoded = {}
+            self._document_settled(document)
+
+    def _take_answered(self, task: _Asking, result: Answered) -> None:
+        for pair, generated in zip(task.pairs, result.answers, strict=True):
+            if not pair.open:
+                continue
+            document, prepared = pair.document, pair.document.prepared
+            seconds = document.seconds_encode / len(prepared.asked)
+            selection = document.selections[pair.index]
+            answer = self._reader.answer(prepared, pair.index, selection, generated, seconds)
+            document.row.end(pair.index, answer)
+            self._question_ended(document)
+
+    # -- batches ---------------------------------------------------------------------------------
+
+    def _enrol(self, pair: _Pair) -> None:
+        self._batch.pairs.append(pair)
+        if self._batch not in pair.document.batches:
+            pair.document.batches.append(self._batch)
+        if len(self._batch.pairs) == self._batch_size:
+            self._close_batch()
+
+    def _close_batch(self) -> None:
+        batch, self._batch = self._batch, _Batch()
+        batch.closed = True
+        self._ask_if_ready(batch)
+
+    def _document_settled(self, document: _Document) -> None:
+        for batch in document.batches:
+            self._ask_if_ready(batch)
+        document.batches = []
+
+    def _ask_if_ready(self, batch: _Batch) -> None:
+        """Queue a closed batch once all its documents are settled; that is so exactly once."""
+        if batch.closed and batch.pairs and all(pair.document.settled for pair in batch.pairs):
+            self._asks.append(_Asking(self._new_id(), batch.pairs))
+            batch.pairs = []
+
+    # -- failures --------------------------------------------------------------------------------
+
+    def _put_back(self, task: _Reading | _Asking) -> None:
+        """First in the queue again, unless nothing waits for it any more."""
+        if isinstance(task, _Asking):
+            self._asks.appendleft(task)
+        elif task.document.row.open:
+            self._encodes.appendleft(task)
+
+    def _split(self, task: _Reading | _Asking, batch_size: int) -> None:
+        assert isinstance(task, _Asking)
+        cuts = range(0, len(task.pairs), batch_size)
+        parts = [task.pairs[cut : cut + batch_size] for cut in cuts]
+        self._asks.extendleft(_Asking(self._new_id(), pairs, task.tally) for pairs in reversed(parts))
+
+    def _give_up(self, task: _Reading | _Asking, letter: GiveUp) -> None:
+        if isinstance(task, _Asking):
+            document, stage = task.pairs[0].document, "answer"
+            indices = sorted(document.row.open) if letter.quarantine else [task.pairs[0].index]
+        else:
+            document, stage = task.document, "encode"
+            indices = sorted(document.row.open)
+        for index in indices:
+            if index in document.row.open:
+                self._end_as_failure(document, index, stage, task.tally.attempts, letter)
+
+    def _end_as_failure(self, document: _Document, index: int, stage: str, attempts: int, letter: GiveUp) -> None:
+        failure = fail(
+            document.prepared.document,
+            document.prepared.asked[index],
+            stage,
+            letter.error,
+            letter.message,
+            attempts=attempts,
+            retryable=letter.retryable,
+        )
+        document.row.end(index, failure)
+        self.num_failed += 1
+        self._question_ended(document)
+
+    def _question_ended(self, document: _Document) -> None:
+        """After the last question of a document: let go of it, and of what it made others wait for."""
+        if document.row.open:
+            return
+        document.part.num_open_rows -= 1
+        self.num_documents_done += 1
+        self.held_tokens -= document.prepared.num_tokens
+        if not document.selections:
+            self._encodes = deque(task for task in self._encodes if task.document is not document)
+        self._document_settled(document)
+
+    def _new_id(self) -> int:
+        self._next_id += 1
+        return self._next_id

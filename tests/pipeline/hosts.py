@@ -1,0 +1,83 @@
+"""Actors that are killed, poisoned or broken. Each writes down the chunks it is given, beside the run's output."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+from configs.schema import Job
+from workers.actors import EngineHost
+from workers.errors import ModelError
+from workers.messages import Answered, Ask, Encode, Encoded, WorkError
+from workers.selection.profile import Profile
+
+MARKED = ":4"
+"""How the name of row 4 ends."""
+
+
+def log_of(job: Job) -> Path:
+    return Path(f"{job.output.path}.log")
+
+
+def first(job: Job) -> bool:
+    """Whether nobody has asked before, in any process."""
+    try:
+        Path(f"{job.output.path}.mark").touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
+
+
+class LoggingHost(EngineHost):
+    """An engine that writes down each chunk when it begins with it."""
+
+    def __init__(self, job: Job, profile: Profile, num_threads: int) -> None:
+        super().__init__(job, profile, num_threads)
+        self._job = job
+
+    def attempt(self, task: Encode | Ask) -> Encoded | Answered | WorkError:
+        if isinstance(task, Encode):
+            with log_of(self._job).open("a") as log:
+                log.write(f"{task.document.rpartition(':')[2]}#{task.chunks[0].index}\n")
+        return self.work(task)
+
+    def work(self, task: Encode | Ask) -> Encoded | Answered | WorkError:
+        return super().attempt(task)
+
+
+class DyingHost(LoggingHost):
+    """The first to meet chunk 2 of row 4 is killed, as the kernel kills a process that uses too much memory."""
+
+    def work(self, task: Encode | Ask) -> Encoded | Answered | WorkError:
+        marked = isinstance(task, Encode) and task.document.endswith(MARKED) and task.chunks[0].index == 2
+        if marked and first(self._job):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().work(task)
+
+
+class PoisonedHost(LoggingHost):
+    """Whoever meets row 4 is killed."""
+
+    def work(self, task: Encode | Ask) -> Encoded | Answered | WorkError:
+        if isinstance(task, Encode) and task.document.endswith(MARKED):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().work(task)
+
+
+class SickHost(LoggingHost):
+    """The first actor has a broken device: all its work fails, at once."""
+
+    def __init__(self, job: Job, profile: Profile, num_threads: int) -> None:
+        super().__init__(job, profile, num_threads)
+        self._sick = first(job)
+
+    def work(self, task: Encode | Ask) -> Encoded | Answered | WorkError:
+        return WorkError("infrastructure", "CudaError", "broken") if self._sick else super().work(task)
+
+
+class BrokenHost(EngineHost):
+    """Cannot load its model."""
+
+    def __init__(self, job: Job, profile: Profile, num_threads: int) -> None:
+        raise ModelError("model.source: no such model on this node")
