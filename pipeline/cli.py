@@ -11,6 +11,7 @@ fault keeps its traceback; torch, ray and transformers are imported by the comma
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import sys
@@ -209,6 +210,7 @@ def _stoppable() -> Iterator[StopRequest]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The console entry: runs a command and exits with its code. What is nobody's fault but ours is raised."""
+    _speak()
     try:
         app(arguments)
     except (ConfigError, JobError, ModelError, StoreError) as error:
@@ -219,6 +221,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _end(error, 130)
     except BackendUnavailable as error:
         _end(f"model.attention: {error}", 2)
+
+
+def _speak() -> None:
+    """Let our own packages say on stderr what they do; other libraries speak only to warn."""
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    for package in ("cache_store", "workers", "pipeline"):
+        logging.getLogger(package).setLevel(logging.INFO)
 
 
 def _end(error: Exception | str, code: int) -> NoReturn:

@@ -7,6 +7,7 @@ before the first task, and what it became is part of the run's identity.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -36,6 +37,8 @@ FEW_FAILURES = 10
 _SHOWN_CHECKS = 1000
 
 Report = Callable[[Progress], None]
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -117,7 +120,21 @@ class Attempt:
         plan = partial(make_plan, corpus, job.output.part_tokens)
         state = RunState.start(directory, job_record(job), identity, plan)
         verify_unchanged(state.plan, corpus)
-        return cls(settled, profile, reader, corpus, state)
+        attempt = cls(settled, profile, reader, corpus, state)
+        attempt.say_what_auto_became()
+        return attempt
+
+    def say_what_auto_became(self) -> None:
+        """What runs, on what, and how much of it is done already: one line each."""
+        model, pool, plan = self.job.model, self.job.pool, self.state.plan
+        if pool.kind == "local":
+            runtime = resolve_runtime(model)
+            where = f"{runtime.device}, {runtime.dtype}, attention {runtime.attention}"
+        else:
+            where = f"Ray, {pool.num_cpus:g} CPU and {pool.num_gpus:g} GPU each, {model.dtype}"
+        _log.info("%s: %d %s on %s", model.source, pool.workers, "worker" if pool.workers == 1 else "workers", where)
+        done = len(self.state.committed())
+        _log.info("%d documents in %d parts, %d of them committed", plan.rows, len(plan.parts), done)
 
     def pool(self) -> Pool:
         """Engines as the job wants them, started."""

@@ -7,7 +7,7 @@ document positions; what is wrong with a question is a ``Failure`` of that quest
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -124,7 +124,7 @@ class DocumentReader:
             nothing = "the tokenizer finds no tokens in the text"
             failures.extend(fail(document, question, "prepare", "EmptyDocument", nothing) for question in asked)
             asked, probes = [], []
-        chunks = self._cut(ids)
+        chunks = self._cut(ids, self._read.chunk_tokens)
         name = f"{document.source_file}:{document.source_row}"
         return Prepared(
             document=document,
@@ -189,8 +189,18 @@ class DocumentReader:
             source_row=document.source_row,
         )
 
-    def _cut(self, ids: Sequence[int]) -> tuple[Chunk, ...]:
-        size = self._read.chunk_tokens
+    def cut_smaller(self, prepared: Prepared) -> Prepared | None:
+        """The same document in chunks half as long, in whole blocks, for a machine that could not hold them; None
+        where they are one block already. What is kept then differs a little: a chunk sees less of the text."""
+        longest, block = max(len(chunk.token_ids) for chunk in prepared.chunks), self._block_tokens
+        size = -(-longest // 2 // block) * block
+        if size >= longest:
+            return None
+        chunks = self._cut(prepared.token_ids, size)
+        encodes = self._encodes(prepared.encodes[0].document, chunks, prepared.probes)
+        return replace(prepared, chunks=chunks, encodes=encodes)
+
+    def _cut(self, ids: Sequence[int], size: int) -> tuple[Chunk, ...]:
         return tuple(
             Chunk(index, start, tuple(ids[start : start + size]))
             for index, start in enumerate(range(0, len(ids), size))

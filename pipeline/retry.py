@@ -1,11 +1,14 @@
 """What becomes of a task that failed: try it again, cut it up, or give up.
 
-| what happened                | a batch of questions      | a chunk, or a question alone          |
-|------------------------------|---------------------------|---------------------------------------|
-| bad data                     | each question alone       | dead letter                           |
-| out of memory                | two halves                | once more, then dead letter           |
-| an error of the machine      | again, then each alone    | three attempts, then dead letter      |
-| its worker was lost          | again, then each alone    | again, then the document is quarantined |
+| what happened           | a batch of questions   | a question alone                        | a chunk               |
+|-------------------------|------------------------|-----------------------------------------|-----------------------|
+| bad data                | each question alone    | dead letter                             | dead letter           |
+| out of memory           | two halves             | once more, then dead letter             | document cut smaller  |
+| an error of the machine | again, then each alone | three attempts, then dead letter        | as a question alone   |
+| its worker was lost     | again, then each alone | again, then the document is quarantined | as a question alone   |
+
+A document whose chunk does not fit is read again from its start in chunks half as long, until they are one
+block: then it is a dead letter.
 
 Invariants: every task ends after a bounded number of attempts, whatever mixture of errors it meets; an error
 in a batch costs no innocent question its answer; a batch is cut up only when trying again did not help, so
@@ -59,6 +62,13 @@ class Split:
 
 
 @dataclass(frozen=True)
+class CutSmaller:
+    """Read the chunk's document again in chunks half as long; ``otherwise``: if they are as short as can be."""
+
+    otherwise: GiveUp
+
+
+@dataclass(frozen=True)
 class GiveUp:
     """Write a dead letter. ``quarantine``: for all that is open of the document, not for one question."""
 
@@ -68,11 +78,11 @@ class GiveUp:
     quarantine: bool = False
 
 
-Verdict = Again | Split | GiveUp
+Verdict = Again | Split | CutSmaller | GiveUp
 
 
 def judge(tally: Tally, result: WorkError | WorkerLost, num_questions: int) -> Verdict:
-    """What to do about ``result``, which ``tally`` already counts. ``num_questions``: 1 for a chunk."""
+    """What to do about ``result``, which ``tally`` already counts. ``num_questions``: 0 for a chunk."""
     if isinstance(result, WorkerLost):
         if tally.lost_workers < MAX_LOST_WORKERS:
             return Again()
@@ -82,6 +92,8 @@ def judge(tally: Tally, result: WorkError | WorkerLost, num_questions: int) -> V
     if result.kind == "data":
         return _unless_alone(num_questions, letter)
     if result.kind == "resource":
+        if num_questions == 0:
+            return CutSmaller(otherwise=letter)
         if num_questions > 1:
             return Split((num_questions + 1) // 2)
         return Again() if tally.shortages < MAX_SHORTAGES else letter
@@ -90,4 +102,4 @@ def judge(tally: Tally, result: WorkError | WorkerLost, num_questions: int) -> V
 
 def _unless_alone(num_questions: int, letter: GiveUp) -> Verdict:
     """Giving up is for a question alone: in company, nobody knows whose fault it was."""
-    return letter if num_questions == 1 else Split(1)
+    return Split(1) if num_questions > 1 else letter

@@ -21,7 +21,7 @@ from pipeline.ledger import FinishedPart, PartBook, RowBook
 from pipeline.outcome import Answer
 from pipeline.pool import Result
 from pipeline.reading import Prepared, Selection, fail
-from pipeline.retry import Again, GiveUp, Split, Tally, judge
+from pipeline.retry import Again, CutSmaller, GiveUp, Split, Tally, judge
 from workers.messages import Answered, Ask, Encode, Encoded, Generated
 
 _UNTRIED = Tally()
@@ -29,6 +29,9 @@ _UNTRIED = Tally()
 
 class Reader(Protocol):
     """What the scheduler asks of ``reading.DocumentReader``."""
+
+    def cut_smaller(self, prepared: Prepared) -> Prepared | None:
+        """The same document in chunks half as long; None where they are one block already."""
 
     def select(self, prepared: Prepared, encoded: Sequence[Encoded]) -> list[Selection]:
         """What each question keeps, once all of the document has been read."""
@@ -79,12 +82,18 @@ class _Batch:
 
 @dataclass(eq=False)
 class _Reading:
-    """The task of reading message ``index`` of a document."""
+    """The task of reading message ``index`` of a document, as it was cut when the task was made."""
 
     task_id: int
     document: _Document
+    prepared: Prepared
     index: int
     tally: Tally = _UNTRIED
+
+    @property
+    def outdated(self) -> bool:
+        """Whether the document has been cut smaller since."""
+        return self.prepared is not self.document.prepared
 
     @property
     def part(self) -> PartBook:
@@ -92,7 +101,7 @@ class _Reading:
 
     @property
     def message(self) -> Encode:
-        return self.document.prepared.encodes[self.index]
+        return self.prepared.encodes[self.index]
 
 
 @dataclass(eq=False)
@@ -169,7 +178,7 @@ class Scheduler:
         document = _Document(book, row, prepared)
         book.num_open_rows += 1
         self.held_tokens += prepared.num_tokens
-        self._encodes.extend(_Reading(self._new_id(), document, index) for index in range(len(prepared.encodes)))
+        self._encodes.extend(self._readings(document))
         for index in wanted:
             self._enrol(_Pair(document, index))
 
@@ -198,19 +207,23 @@ class Scheduler:
         """Take back a task with its result."""
         task = self._running.pop(task_id)
         task.part.num_running -= 1
-        if isinstance(task, _Reading) and isinstance(result, Encoded):
+        if isinstance(task, _Reading) and task.outdated:
+            task.part.keys.extend(result.keys if isinstance(result, Encoded) else ())
+        elif isinstance(task, _Reading) and isinstance(result, Encoded):
             self._take_encoded(task, result)
         elif isinstance(task, _Asking) and isinstance(result, Answered):
             self._take_answered(task, result)
         else:
             assert not isinstance(result, Encoded | Answered), f"{task} came back as {type(result).__name__}"
             task.tally = task.tally.after(result)
-            size = len(task.pairs) if isinstance(task, _Asking) else 1
+            size = len(task.pairs) if isinstance(task, _Asking) else 0
             match judge(task.tally, result, size):
                 case Again():
                     self._put_back(task)
                 case Split(batch_size):
                     self._split(task, batch_size)
+                case CutSmaller(otherwise):
+                    self._cut_smaller(task, otherwise)
                 case GiveUp() as letter:
                     self._give_up(task, letter)
 
@@ -282,6 +295,18 @@ class Scheduler:
         parts = [task.pairs[cut : cut + batch_size] for cut in cuts]
         self._asks.extendleft(_Asking(self._new_id(), pairs, task.tally) for pairs in reversed(parts))
 
+    def _cut_smaller(self, task: _Reading | _Asking, otherwise: GiveUp) -> None:
+        """Read a document again in shorter chunks; what of it is queued is dropped, what runs comes too late."""
+        assert isinstance(task, _Reading)
+        document = task.document
+        smaller = self._reader.cut_smaller(document.prepared)
+        if smaller is None or not document.row.open:
+            self._give_up(task, otherwise)
+            return
+        self._drop_readings(document)
+        document.prepared, document.encoded = smaller, {}
+        self._encodes.extendleft(reversed(self._readings(document)))
+
     def _give_up(self, task: _Reading | _Asking, letter: GiveUp) -> None:
         if isinstance(task, _Asking):
             document, stage = task.pairs[0].document, "answer"
@@ -315,8 +340,15 @@ class Scheduler:
         self.num_documents_done += 1
         self.held_tokens -= document.prepared.num_tokens
         if not document.selections:
-            self._encodes = deque(task for task in self._encodes if task.document is not document)
+            self._drop_readings(document)
         self._document_settled(document)
+
+    def _readings(self, document: _Document) -> list[_Reading]:
+        prepared = document.prepared
+        return [_Reading(self._new_id(), document, prepared, index) for index in range(len(prepared.encodes))]
+
+    def _drop_readings(self, document: _Document) -> None:
+        self._encodes = deque(task for task in self._encodes if task.document is not document)
 
     def _new_id(self) -> int:
         self._next_id += 1

@@ -17,6 +17,9 @@ from workers.messages import Answered, Ask, Encode, Encoded, WorkError
 
 _log = logging.getLogger(__name__)
 
+_CPU_SHORTAGE = "can't allocate memory"
+"""torch's allocator for host memory raises a plain RuntimeError that says so."""
+
 
 class Works(Protocol):
     """What a pool asks of an engine; ``workers.engine.Engine`` in earnest."""
@@ -37,9 +40,9 @@ def attempt(engine: Works, task: Encode | Ask) -> Encoded | Answered | WorkError
         return engine.encode(task) if isinstance(task, Encode) else engine.answer(task)
     except DocumentError as error:
         return WorkError("data", type(error).__name__, str(error))
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        _log.warning("out of memory in %s", type(task).__name__, exc_info=error)
-        return WorkError("resource", type(error).__name__, str(error))
     except Exception as error:
+        if isinstance(error, torch.OutOfMemoryError | MemoryError) or _CPU_SHORTAGE in str(error):
+            _log.warning("out of memory in %s", type(task).__name__, exc_info=error)
+            return WorkError("resource", "OutOfMemoryError", str(error))
         _log.exception("%s failed", type(task).__name__)
         return WorkError("infrastructure", type(error).__name__, str(error))

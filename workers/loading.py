@@ -6,6 +6,7 @@ loaded once per process however many threads use them.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +21,8 @@ from workers.prompt import Frame
 from workers.selection.calibrate import calibrate
 from workers.selection.profile import Profile, find_profile, profile_path
 from workers.source import ModelSource, locate
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -87,8 +90,9 @@ def ensure_profile(job: Job, reading: Reading, model: LanguageModel | None = Non
     if profile is None:
         runtime = resolve_runtime(job.model)
         backend = resolve(job.model.attention, torch.device(runtime.device))
+        _log.info("no retrieval heads are known for %s: calibrating now, once, for some minutes", job.model.source)
         model = model or load_model(job, reading.source)
-        profile = calibrate(model, backend, reading.frame, reading.source)
+        profile = calibrate(model, backend, reading.frame, reading.source, report=_log.info)
         profile.save(profile_path(reading.source.weights))
     return profile
 

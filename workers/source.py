@@ -8,6 +8,7 @@ every machine.
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
 import shutil
 import tempfile
@@ -18,6 +19,8 @@ from blake3 import blake3
 
 from workers.errors import ModelError
 from workers.hf import convert_gguf
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,7 @@ def _converted(gguf: Path, digest: str) -> Path:
     """The safetensors form of a GGUF file: cached, or converted now into the cache."""
     target = cache_directory() / "models" / f"{gguf.stem}-{digest[:16]}"
     if not target.is_dir():
+        _log.info("converting %s once into %s", gguf.name, target)
         target.parent.mkdir(parents=True, exist_ok=True)
         staging = Path(tempfile.mkdtemp(prefix=".converting-", dir=target.parent))
         try:

@@ -11,12 +11,16 @@ import platform
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import torch
 
 from configs.load import load_job
+from pipeline.demo import build
+from pipeline.directory import existing_directory
 from pipeline.evaluation.bm25 import bm25_recall
 from pipeline.evaluation.needles import PROMPT_TOKENS, build_needles
-from pipeline.evaluation.runs import Measured, measure
+from pipeline.evaluation.runs import Measured, measure, run_job
+from pipeline.status import read_answers
 from workers.hf import Tokenizer
 from workers.loading import resolve_runtime
 from workers.selection.calibrate import BUDGETS
@@ -25,6 +29,7 @@ from workers.selection.questions import Exam
 from workers.source import locate
 
 JOB = Path("configs/needles.yaml")
+DEMO = Path("configs/demo.yaml")
 ITEMS = {4096: 20, 8192: 20, 16384: 20, 32768: 10}
 DENSE_LENGTHS = (4096, 8192)
 SEED = 0
@@ -57,11 +62,47 @@ def write_baseline(work: Path, out: Path) -> None:
         f"{runtime.dtype}, attention `{runtime.attention}`, two workers of one thread each on "
         f"{platform.machine()} ({torch.backends.cpu.get_cpu_capability()}), torch {torch.__version__}.",
         "",
+        *_demo_lines(work),
         *_needle_lines(results),
         *_recall_lines(),
     ]
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text("\n".join(lines))
+
+
+def _demo_lines(work: Path) -> list[str]:
+    """The demo: its time, and every answer beside what was expected."""
+    corpus = build(work / "demo")
+    cost = run_job(
+        "demo", DEMO, work / "demo-answers", (f"corpus.path={corpus}", f"store.tiers[1].path={work / 'demo-store'}")
+    )
+    expected = {
+        (row["id"], f"row-{index}"): answer
+        for row in pq.read_table(corpus, columns=["id", "answer"]).to_pylist()
+        for index, answer in enumerate(row["answer"])
+    }
+    answers = read_answers(existing_directory(str(work / "demo-answers"))).to_pylist()
+    wanted = [expected[row["id"], row["question_id"]] for row in answers]
+    right = [
+        want is not None and want.lower() in row["answer"].lower() for want, row in zip(wanted, answers, strict=True)
+    ]
+    lengths = {row["id"]: row["document_tokens"] for row in answers}
+    lines = [
+        "## The demo",
+        "",
+        f"`foveate run configs/demo.yaml`: {len(answers)} questions of {len(lengths)} documents, "
+        f"{sum(lengths.values()):,} tokens (the longest {max(lengths.values()):,}), in {cost.wall_s:.0f} s with "
+        f"loading the converted model; peak {cost.peak_bytes / 2**30:.2f} GiB. {sum(right)} of "
+        f"{sum(want is not None for want in wanted)} answers that can be checked by string are right.",
+        "",
+        "| document | question | answer | expected |",
+        "|---|---|---|---|",
+    ]
+    for row, want, correct in zip(answers, wanted, right, strict=True):
+        mark = "" if want is None else f"{want} {'✓' if correct else '✗'}"
+        cells = (row["id"], row["question"], row["answer"], mark)
+        lines.append("| " + " | ".join(" ".join(cell.split()).replace("|", "\\|") for cell in cells) + " |")
+    return [*lines, ""]
 
 
 def _needle_lines(results: Sequence[tuple[int, str, Measured]]) -> list[str]:

@@ -23,9 +23,17 @@ from pipeline.status import read_answers
 
 
 @dataclass(frozen=True)
+class Cost:
+    """What a process cost: ``wall_s`` includes loading the model, ``peak_bytes`` is its largest resident set."""
+
+    wall_s: float
+    peak_bytes: int
+
+
+@dataclass(frozen=True)
 class Measured:
-    """What a run came to. Seconds are engine time per 1,000 document tokens, summed over workers; ``wall_s``
-    includes loading the model; ``peak_bytes`` is the process's largest resident set."""
+    """What a run came to. Seconds are engine time per 1,000 document tokens, summed over workers; the last two are
+    its ``Cost``."""
 
     name: str
     items: int
@@ -43,31 +51,9 @@ class Measured:
 
 
 def measure(name: str, job: Path, corpus: Path, output: Path, overrides: Sequence[str]) -> Measured:
-    """Run ``job`` over ``corpus`` into ``output``, or read the record of having done so.
-
-    Raises ``RuntimeError`` with the end of the run's own words if it does not exit with 0.
-    """
-    record = output.with_suffix(".json")
-    if record.is_file():
-        return Measured(**json.loads(record.read_text()))
-    command = [sys.executable, "-m", "pipeline", "run", str(job), "--output", str(output)]
-    for override in (f"corpus.path={corpus}", *overrides):
-        command += ["--set", override]
-    started = time.monotonic()
-    log = output.with_suffix(".log")
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("wb") as sink:
-        process = subprocess.Popen(command, stdout=sink, stderr=subprocess.STDOUT)
-        _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode != 0:
-        raise RuntimeError(f"{name}: exit {process.returncode}:\n{log.read_text()[-2000:]}")
-    measured = _measured(name, corpus, output, time.monotonic() - started, usage.ru_maxrss * 1024)
-    record.write_text(json.dumps(asdict(measured), indent=1) + "\n")
-    return measured
-
-
-def _measured(name: str, corpus: Path, output: Path, wall_s: float, peak_bytes: int) -> Measured:
+    """Run ``job`` over ``corpus`` into ``output``, or read the record of having done so. ``corpus`` has one question
+    and one answer per row. Raises as ``run_job``."""
+    cost = run_job(name, job, output, (f"corpus.path={corpus}", *overrides))
     answers = read_answers(existing_directory(str(output)))
     expected = {row["id"]: row["answer"] for row in pq.read_table(corpus, columns=["id", "answer"]).to_pylist()}
     correct = sum(expected[row["id"]] in row["answer"] for row in answers.select(["id", "answer"]).to_pylist())
@@ -79,6 +65,31 @@ def _measured(name: str, corpus: Path, output: Path, wall_s: float, peak_bytes: 
         document_tokens=tokens,
         encode_s_per_1000=1000 * pc.sum(answers["seconds_encode"]).as_py() / tokens,
         answer_s_per_1000=1000 * pc.sum(answers["seconds_answer"]).as_py() / tokens,
-        wall_s=wall_s,
-        peak_bytes=peak_bytes,
+        wall_s=cost.wall_s,
+        peak_bytes=cost.peak_bytes,
     )
+
+
+def run_job(name: str, job: Path, output: Path, overrides: Sequence[str]) -> Cost:
+    """Run ``foveate run`` to its end and say what it cost, or read what it cost when it ran.
+
+    Raises ``RuntimeError`` with the end of the run's own words if it does not exit with 0.
+    """
+    record = output.with_suffix(".json")
+    if record.is_file():
+        return Cost(**json.loads(record.read_text()))
+    command = [sys.executable, "-m", "pipeline", "run", str(job), "--output", str(output)]
+    for override in overrides:
+        command += ["--set", override]
+    started = time.monotonic()
+    log = output.with_suffix(".log")
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("wb") as sink:
+        process = subprocess.Popen(command, stdout=sink, stderr=subprocess.STDOUT)
+        _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode != 0:
+        raise RuntimeError(f"{name}: exit {process.returncode}:\n{log.read_text()[-2000:]}")
+    cost = Cost(time.monotonic() - started, usage.ru_maxrss * 1024)
+    record.write_text(json.dumps(asdict(cost), indent=1) + "\n")
+    return cost

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -37,11 +38,22 @@ def prepared(row: int, *, num_chunks: int = 1, num_questions: int = 1, num_unfit
 
 
 class FakeReader:
-    """Selects once the messages are all there and in order."""
+    """Selects once the messages are all there and in order; chunks can be halved down to five tokens."""
+
+    def cut_smaller(self, prepared: Prepared) -> Prepared | None:
+        size = len(prepared.chunks[0].token_ids) // 2
+        if size < 5:
+            return None
+        starts = range(0, prepared.num_tokens, size)
+        chunks = tuple(Chunk(n, start, tuple(range(size))) for n, start in enumerate(starts))
+        name = prepared.encodes[0].document
+        return replace(
+            prepared, chunks=chunks, encodes=tuple(Encode(name, (chunk,), prepared.probes) for chunk in chunks)
+        )
 
     def select(self, prepared: Prepared, encoded: Sequence[Encoded]) -> list[Selection]:
         assert [message.keys[0] for message in encoded] == [
-            f"{encode.document}#{chunk.index}" for encode in prepared.encodes for chunk in encode.chunks
+            name for encode in prepared.encodes for name in names(encode)
         ]
         name = prepared.encodes[0].document
         return [Selection(Query(name, probe, (), 8), NO_TABLE) for probe in prepared.probes]
@@ -70,15 +82,17 @@ class FakeReader:
 def work(task: Encode | Ask) -> Encoded | Answered:
     """What the fake engine makes of a task: keys that name the chunk, answers that name their whole batch."""
     if isinstance(task, Encode):
-        return Encoded((), (f"{task.document}#{task.chunks[0].index}",), 1.0, 0)
+        return Encoded((), tuple(names(task)), 1.0, 0)
     batch = " ".join(names(task))
     return Answered(tuple(Generated(f"{name} of {batch}", 1, 0.0) for name in names(task)))
 
 
 def names(task: Encode | Ask) -> list[str]:
-    """What a task is about: its chunk, or its questions."""
+    """What a task is about: its chunk (with its length, where it was cut smaller), or its questions."""
     if isinstance(task, Encode):
-        return [f"{task.document}#{task.chunks[0].index}"]
+        [chunk] = task.chunks
+        size = len(chunk.token_ids)
+        return [f"{task.document}#{chunk.index}" + (f"/{size}" if size != CHUNK_TOKENS else "")]
     return [f"{query.document}/{query.probe.question_id}" for query in task.queries]
 
 

@@ -1,4 +1,4 @@
-"""Laws of pools, and the border around engines."""
+"""Laws of pools."""
 
 from __future__ import annotations
 
@@ -6,12 +6,9 @@ import threading
 from collections.abc import Callable, Sequence
 
 import pytest
-import torch
 
 from pipeline.pool import TASKS_PER_WORKER, Finished, LocalPool, Pool
 from tests.pipeline.fakes import prepared, work
-from workers.border import attempt
-from workers.errors import DocumentError
 from workers.messages import Answered, Ask, Encode, Encoded, WorkError
 
 [TASK] = prepared(0).encodes
@@ -50,25 +47,6 @@ def drain(pool: Pool, count: int) -> list[Finished]:
     while len(finished) < count:
         finished += pool.wait(5)
     return finished
-
-
-@pytest.mark.parametrize(
-    ("error", "expected"),
-    [
-        (DocumentError("no words"), WorkError("data", "DocumentError", "no words")),
-        (torch.OutOfMemoryError("8 GiB"), WorkError("resource", "OutOfMemoryError", "8 GiB")),
-        (MemoryError("8 GiB"), WorkError("resource", "MemoryError", "8 GiB")),
-        (OSError("no route"), WorkError("infrastructure", "OSError", "no route")),
-        (ValueError("a bug"), WorkError("infrastructure", "ValueError", "a bug")),
-    ],
-)
-def test_errors_come_out_as_values_that_say_whose_they_are(error: Exception, expected: WorkError) -> None:
-    assert attempt(raising(error), TASK) == expected
-
-
-def test_a_wish_to_end_the_process_is_not_an_error_of_the_work() -> None:
-    with pytest.raises(KeyboardInterrupt):
-        attempt(raising(KeyboardInterrupt()), TASK)
 
 
 @pytest.mark.parametrize("num_workers", [1, 3])

@@ -143,3 +143,16 @@ def test_a_document_shorter_than_one_block_is_read_whole(tiny_model: Path) -> No
     prepared = reader.prepare(document("tiny"))
     [selection] = reader.select(prepared, encoded(prepared, hot=0))
     assert [(run.start, run.stop) for run in selection.query.runs] == [(0, 4)]
+
+
+@pytest.mark.parametrize("context", ["isolated", "carried"])
+def test_a_document_can_be_cut_smaller_down_to_one_block(tiny_model: Path, context: str) -> None:
+    reader = reader_of(tiny_model, read={"chunk_tokens": 64, "context": context})
+    prepared: Prepared | None = reader.prepare(document(TEXT))
+    sizes = []
+    while prepared is not None:
+        sizes.append(len(prepared.chunks[0].token_ids))
+        assert [t for chunk in prepared.chunks for t in chunk.token_ids] == list(prepared.token_ids)
+        assert [chunk for encode in prepared.encodes for chunk in encode.chunks] == list(prepared.chunks)
+        prepared = reader.cut_smaller(prepared)
+    assert sizes == [64, 32, 16]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pipeline.pool import WorkerLost
-from pipeline.retry import Again, GiveUp, Split, Tally, Verdict, judge
+from pipeline.retry import Again, CutSmaller, GiveUp, Split, Tally, Verdict, judge
 from workers.messages import WorkError
 
 BAD = WorkError("data", "DocumentError", "bad words")
@@ -25,17 +25,23 @@ def verdicts(result: WorkError | WorkerLost, num_questions: int, times: int) -> 
     ("result", "letter"),
     [
         ([BAD], GiveUp("DocumentError", "bad words", retryable=False)),
-        ([FULL] * 2, GiveUp("OutOfMemoryError", "full", retryable=True)),
         ([BROKEN] * 3, GiveUp("RuntimeError", "broken", retryable=True)),
         (
             [WorkerLost()] * 2,
             GiveUp("Quarantined", "2 workers were lost while they worked on this document", True, True),
         ),
     ],
-    ids=["data", "memory", "machine", "lost"],
+    ids=["data", "machine", "lost"],
 )
-def test_a_chunk_or_a_question_alone(result: list[WorkError | WorkerLost], letter: GiveUp) -> None:
-    assert verdicts(result[0], 1, len(result)) == [*[Again()] * (len(result) - 1), letter]
+@pytest.mark.parametrize("num_questions", [0, 1], ids=["chunk", "question"])
+def test_a_chunk_or_a_question_alone(result: list[WorkError | WorkerLost], letter: GiveUp, num_questions: int) -> None:
+    assert verdicts(result[0], num_questions, len(result)) == [*[Again()] * (len(result) - 1), letter]
+
+
+def test_out_of_memory_cuts_a_document_smaller_and_tries_a_question_once_more() -> None:
+    letter = GiveUp("OutOfMemoryError", "full", retryable=True)
+    assert verdicts(FULL, 0, 2) == [CutSmaller(letter)] * 2
+    assert verdicts(FULL, 1, 2) == [Again(), letter]
 
 
 @pytest.mark.parametrize(
@@ -52,7 +58,7 @@ def test_a_batch_of_seven(result: WorkError | WorkerLost, expected: list[Verdict
     assert verdicts(result, 7, len(expected)) == expected
 
 
-@pytest.mark.parametrize("num_questions", [1, 8])
+@pytest.mark.parametrize("num_questions", [0, 1, 8])
 def test_a_task_that_never_started_goes_back_untouched(num_questions: int) -> None:
     waited = WorkerLost(started=False)
     assert verdicts(waited, num_questions, 10) == [Again()] * 10

@@ -215,6 +215,27 @@ def test_waiting_behind_a_lost_task_is_no_blame() -> None:
     assert not play([[prepared(0)]], engine).failures
 
 
+def test_a_chunk_that_does_not_fit_is_read_again_smaller() -> None:
+    """Row 1 fits in chunks of five tokens; what was running of the longer ones comes too late and is let go."""
+
+    def engine(task_id: int, task: Encode | Ask) -> Result:
+        long = isinstance(task, Encode) and len(task.chunks[0].token_ids) > 5
+        return FULL if long and "row1#1" in names(task) else work(task)
+
+    history = play([[prepared(row, num_chunks=3) for row in range(3)]], engine, num_slots=3, seed=4)
+    assert not history.failures and len(history.answers) == 3
+    assert {f"row1#{index}/5" for index in range(6)} <= set(history.parts[0].keys)
+
+
+def test_a_document_that_fits_in_no_chunk_is_a_dead_letter() -> None:
+    def engine(task_id: int, task: Encode | Ask) -> Result:
+        return FULL if isinstance(task, Encode) and task.document == "row1" else work(task)
+
+    history = play([[prepared(row, num_chunks=2) for row in range(3)]], engine)
+    assert history.failures == {(1, "q0"): "OutOfMemoryError"}
+    assert history.parts[0].failures[0].retryable
+
+
 @pytest.mark.parametrize("error", [BAD, FULL, BROKEN, WorkerLost()], ids=["data", "memory", "machine", "lost"])
 def test_one_bad_question_costs_its_batch_nothing(error: Result) -> None:
     def engine(task_id: int, task: Encode | Ask) -> Result:
