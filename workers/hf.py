@@ -36,6 +36,10 @@ STATIC_ROPE = ("default", "linear", "llama3", "yarn")
 """RoPE types whose angles do not depend on how long the input is: the ones whose keys can be moved."""
 
 
+BENDING = ("softcap", "s_aux", "sliding_window")
+"""Arguments by which a model asks for more than plain causal attention. Ignoring them would be silently wrong."""
+
+
 class AttentionPass(Protocol):
     """What the rows of one pass read. ``attend`` returns [T, H, D], or raises ``Enough`` to end the pass."""
 
@@ -56,10 +60,12 @@ def _attention(
     attention_mask: Tensor | None,
     scaling: float,
     foveate: AttentionPass,
-    **_: Any,
+    **extra: Any,
 ) -> tuple[Tensor, None]:
     """transformers' attention signature ([1, heads, T, D] in, [1, T, H, D] out) onto ``AttentionPass``."""
     assert attention_mask is None and query.shape[0] == 1
+    if bent := [name for name in BENDING if extra.get(name) is not None]:
+        raise ModelError(f"its attention is bent by {', '.join(bent)}; allowed: plain softmax over all earlier tokens")
     q_THD, k_TGD, v_TGD = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
     layer: int = module.layer_idx  # type: ignore[assignment]
     return foveate.attend(layer, q_THD, k_TGD, v_TGD, scaling)[None], None
@@ -176,8 +182,12 @@ class LanguageModel:
                 raise Enough
 
         places = torch.tensor([0, 1, self.shape.window // 2])
-        self.run([1, 1, 1], places.tolist(), FirstKeys())
-        keys = self.unrotate(seen[0].float(), places) if seen and seen[0].shape[-1] == self.shape.head_dim else None
+        try:
+            self.run([1, 1, 1], places.tolist(), FirstKeys())
+        except ModelError as error:
+            raise ModelError(f"model.source: {directory}: {error}") from error
+        dims = {self.shape.head_dim, self._angles(places)[0].shape[-1], *(tensor.shape[-1] for tensor in seen)}
+        keys = self.unrotate(seen[0].float(), places) if seen and len(dims) == 1 else None
         tolerance = 1e-3 if self.dtype == torch.float32 else 5e-2
         if keys is None or not torch.allclose(keys, keys[:1].expand_as(keys), atol=tolerance * keys.abs().max().item()):
             raise ModelError(

@@ -7,7 +7,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
+from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    PhiConfig,
+    PhiForCausalLM,
+)
 
 from tests.tiny import save_tiny_model
 from workers.errors import ModelError
@@ -39,6 +50,20 @@ def test_a_model_without_rotary_positions_is_refused(tmp_path: Path) -> None:
 def test_sliding_window_layers_are_refused(tmp_path: Path) -> None:
     MistralForCausalLM(MistralConfig(**SMALL, sliding_window=64)).save_pretrained(tmp_path)
     with pytest.raises(ModelError, match="allowed: full attention"):
+        load(tmp_path)
+
+
+def test_rotation_of_a_part_of_each_head_is_refused(tmp_path: Path) -> None:
+    config = PhiConfig(**SMALL, partial_rotary_factor=0.5)
+    PhiForCausalLM(config).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="full rotary embeddings"):
+        load(tmp_path)
+
+
+def test_attention_that_is_more_than_softmax_is_refused_and_not_ignored(tmp_path: Path) -> None:
+    full = {"layer_types": ["full_attention"] * 2, "sliding_window": None, "head_dim": 8}
+    Gemma2ForCausalLM(Gemma2Config(**SMALL, **full, attn_logit_softcapping=30.0)).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=r"model\.source: .*bent by softcap"):
         load(tmp_path)
 
 
