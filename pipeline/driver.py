@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
+from pathlib import Path
 
 from configs.load import identity_record, job_record
 from configs.schema import Job
@@ -174,6 +175,8 @@ class Attempt:
     def summary(self, started_s: float) -> Summary:
         """What all attempts together came to, up to now."""
         output = self.job.output.path.rstrip("/")
+        if "://" not in output:  # a Ray job runs in a copy of the directory it was sent from: say which
+            output = str(Path(output).absolute())
         checks = check_answers(self.state, self.corpus)
         shown = tuple(islice(checks, _SHOWN_CHECKS))
         num_checked, num_correct = len(shown), sum(check.correct for check in shown)
