@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 from tests.tiny import save_tiny_model
+
+# No test waits for a network, and none is judged by a clock: two shared cores can be slow.
+os.environ["HF_HUB_OFFLINE"] = "1"
+settings.register_profile("foveate", deadline=None)
+settings.load_profile("foveate")
 
 
 @pytest.fixture(scope="session", autouse=True)
