@@ -13,6 +13,8 @@ from tests.tiny import save_tiny_model
 
 # No test waits for a network, and none is judged by a clock: two shared cores can be slow.
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["RAY_AUTH_MODE"] = "disabled"  # otherwise Ray writes a token into the home directory, and keeps to it
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 settings.register_profile("foveate", deadline=None)
 settings.load_profile("foveate")
 
