@@ -150,7 +150,7 @@ class Attempt:
         """A loop over the parts that are not committed yet, with the others counted as done."""
         plan, records = self.state.plan, self.state.committed()
         committed = [part for part in plan.parts if part.index in records]
-        failed = sum(record.failed for record in records.values())
+        past = Totals.of(records.values())
         return Loop(
             self.reader,
             pool,
@@ -158,7 +158,11 @@ class Attempt:
             chunk_tokens=self.job.read.chunk_tokens,
             total=Extent(len(plan.parts), plan.rows, plan.tokens),
             done=Extent(
-                len(committed), sum(part.rows for part in committed), sum(part.tokens for part in committed), failed
+                len(committed),
+                sum(part.rows for part in committed),
+                sum(part.tokens for part in committed),
+                past.failed,
+                past.document_tokens,
             ),
             report=progress,
             stop=stop,

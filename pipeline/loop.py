@@ -41,12 +41,14 @@ class StopRequest:
 
 @dataclass(frozen=True)
 class Extent:
-    """So much of a run: planned, or done before this process began. ``tokens``: as ``plan.Part`` estimates."""
+    """So much of a run: planned, or done before this process began. ``tokens``: as ``plan.Part`` estimates;
+    ``read_tokens``: as they were counted when they were read."""
 
     parts: int
     documents: int
     tokens: int
     failed: int = 0
+    read_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -166,8 +168,8 @@ class Loop:
                 parts_total=total.parts,
                 documents=done.documents + scheduler.num_documents_done,
                 documents_total=total.documents,
-                tokens=done.tokens + scheduler.encoded_tokens,
-                tokens_total=done.tokens + self._seen_tokens + unseen_tokens,
+                tokens=done.read_tokens + scheduler.encoded_tokens,
+                tokens_total=done.read_tokens + self._seen_tokens + unseen_tokens,
                 failed=done.failed + scheduler.num_failed,
                 elapsed_s=time.monotonic() - self._started_s,
             )

@@ -181,6 +181,20 @@ def test_progress_ends_exact(bench: Bench) -> None:
     assert all(a.tokens <= b.tokens and a.documents <= b.documents for a, b in pairwise(seen))
 
 
+def test_progress_ends_exact_after_a_resume(bench: Bench) -> None:
+    stop, seen = StopRequest(), list[Progress]()
+
+    def stop_after_a_part(progress: Progress) -> None:
+        if progress.parts:
+            stop.set()
+
+    with pytest.raises(Interrupted):
+        run(bench.job("resumed"), progress=stop_after_a_part, stop=stop)
+    run(bench.job("resumed"), progress=seen.append)
+    assert seen[0].parts > 0
+    assert seen[-1].tokens == seen[-1].tokens_total == sum(LENGTHS)
+
+
 def test_a_stop_request_from_before_the_start(bench: Bench) -> None:
     stop = StopRequest()
     stop.set()
