@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
 from pydantic import ValidationError
 
 from configs.errors import ConfigError
 from configs.schema import Model, Prompt
-from workers.attention.base import resolve
-from workers.hf import LanguageModel, Tokenizer
-from workers.loading import resolve_runtime
+from workers.hf import Tokenizer
+from workers.loading import load_model
 from workers.prompt import Frame
 from workers.selection.calibrate import calibrate
 from workers.selection.profile import Profile, profile_path
@@ -38,12 +36,9 @@ def calibrate_model(
     ``BackendUnavailable``.
     """
     source = locate(model.source)
-    runtime = resolve_runtime(model)
     frame = Frame.render(Tokenizer(source.directory), Prompt().system, Prompt().instruction)
-    device = torch.device(runtime.device)
-    weights = LanguageModel(source.directory, dtype=runtime.torch_dtype, device=device)
-    backend = resolve(model.attention, device)
-    profile = calibrate(weights, backend, frame, source, max_chars=max_chars, held_out=held_out, report=report)
+    loaded = load_model(model, source, frame)
+    profile = calibrate(loaded, max_chars=max_chars, held_out=held_out, report=report)
     path = out or profile_path(source.weights)
     profile.save(path)
     return profile, path

@@ -24,18 +24,18 @@ from torch import Tensor
 from cache_store.block import BlockKey, Identity, KVBlock, digest_tokens
 from cache_store.store import TieredStore
 from configs.schema import Job
-from workers.attention.base import Backend
+from workers.carried import Carried, positions_of, unrotated
 from workers.generate import Prompt, generate
-from workers.hf import LanguageModel, Tokenizer
-from workers.messages import Answered, Ask, Chunk, ChunkRelevance, Encode, Encoded, Generated, Probe, Query
-from workers.passes import Segment, SegmentPass, concatenate
-from workers.prompt import Frame
+from workers.hf import Tokenizer
+from workers.loaded import LoadedModel
+from workers.messages import Answered, Ask, ChunkRelevance, Encode, Encoded, Generated, Probe, Query
+from workers.passes import Segment, SegmentPass
 from workers.selection.budgets import BlockTable, Interval, UniformBudget
 from workers.selection.profile import Profile
 from workers.selection.relevance import block_shares
-from workers.selection.scorers.base import LayerView, Scorer
+from workers.selection.scorers.base import Scorer
 from workers.selection.scorers.probe import ProbeScorer
-from workers.source import ModelSource
+from workers.selection.scoring import Scoring
 
 
 @dataclass(frozen=True)
@@ -65,19 +65,12 @@ class Engine:
     """Reads and answers with one model; see the module. Threads may share it."""
 
     def __init__(
-        self,
-        model: LanguageModel,
-        backend: Backend,
-        frame: Frame,
-        profile: Profile,
-        method: Method,
-        store: TieredStore,
-        source: ModelSource,
-        tenant: str = "",
+        self, loaded: LoadedModel, profile: Profile, method: Method, store: TieredStore, tenant: str = ""
     ) -> None:
         """The anchor is read here, once."""
+        model, frame = loaded.weights, loaded.frame
         self._model = model
-        self._backend = backend
+        self._backend = loaded.backend
         self._tokenizer: Tokenizer = frame.tokenizer
         self._profile = profile
         self._scorer: Scorer = ProbeScorer(profile.heads)
@@ -90,10 +83,10 @@ class Engine:
         shape = model.shape
         self._identity = Identity(
             tenant=tenant,
-            weights=source.weights,
-            tokenizer=source.tokenizer,
+            weights=loaded.source.weights,
+            tokenizer=loaded.source.tokenizer,
             dtype=str(model.dtype),
-            attention=backend.name,
+            attention=loaded.backend.name,
             rope=model.rope,
             layers=(0, shape.num_layers) if method.keeps_pairs else (0, 0),
             heads=(shape.num_kv_heads, shape.head_dim),
@@ -117,22 +110,18 @@ class Engine:
     def answer(self, task: Ask) -> Answered:
         """Answer a batch of queries greedily, each over what was kept of its document."""
         started = time.perf_counter()
+        first = len(self._anchor_ids)
         if self._method.keeps_pairs:
             kept, lengths = self._assemble(task.queries)
-            prompts = [Prompt(query.probe.token_ids, query.max_new_tokens) for query in task.queries]
-            offsets = [len(self._anchor_ids) + length for length in lengths]
             segments = [self._anchor, kept]
-        else:
             prompts = [
-                Prompt(
-                    (*(t for run in query.runs for t in run.token_ids), *query.probe.token_ids),
-                    query.max_new_tokens,
-                )
-                for query in task.queries
+                Prompt(query.probe.token_ids, first + length, query.max_new_tokens)
+                for query, length in zip(task.queries, lengths, strict=True)
             ]
-            offsets = [len(self._anchor_ids)] * len(prompts)
+        else:
             segments = [self._anchor]
-        written = generate(self._model, self._backend, prompts, offsets, segments, self._stop_ids)
+            prompts = [Prompt(query.reread, first, query.max_new_tokens) for query in task.queries]
+        written = generate(self._model, self._backend, prompts, segments, self._stop_ids)
         seconds = (time.perf_counter() - started) / len(task.queries)
         return Answered(tuple(Generated(self._tokenizer.decode(ids), len(ids), seconds) for ids in written))
 
@@ -184,7 +173,7 @@ class Engine:
 
     def _read(self, task: Encode, keys: list[list[BlockKey]]) -> list[list[KVBlock]]:
         """Compute what ``_kept`` did not find, chunk by chunk."""
-        carried = Carried(self._model, self._method, len(self._anchor_ids))
+        carried = Carried(self._model, self._method.budget, self._method.block_tokens, len(self._anchor_ids))
         rows = []
         for chunk, row_keys in zip(task.chunks, keys, strict=True):
             context = [self._anchor, *carried.segments()]
@@ -264,87 +253,3 @@ class Engine:
                 keys.append(row[index].keys_LGTD[:, :, wanted])
                 values.append(row[index].values_LGTD[:, :, wanted])
         return torch.cat(keys, dim=2), torch.cat(values, dim=2)
-
-
-class Scoring:
-    """A ``passes.Watcher`` that asks a scorer about all probes at once, in every layer the scorer names."""
-
-    def __init__(self, scorer: Scorer, pairs: Segment, rows: Sequence[range], block_tokens: int) -> None:
-        """``rows``: per probe, which rows of the pass score."""
-        self._scorer = scorer
-        self._pairs = pairs
-        self._lengths = [len(own) for own in rows]
-        self._rows = torch.tensor([row for own in rows for row in own])
-        self._block_tokens = block_tokens
-        self._seen: list[Tensor] = []
-
-    def see(self, layer: int, q_THD: Tensor, scale: float) -> None:
-        """Score this layer for every probe."""
-        if layer in self._scorer.layers:
-            queries = q_THD[self._rows.to(q_THD.device)]
-            view = LayerView(layer, queries, self._pairs.keys[layer], scale, self._block_tokens)
-            self._seen.append(self._scorer.score(view).cpu())
-
-    def scores(self) -> list[Tensor]:
-        """Per probe, [R, H, B] over the heads of all layers seen."""
-        return list(torch.split(torch.cat(self._seen, dim=1), self._lengths))
-
-
-class Carried:
-    """The kept set that travels from chunk to chunk of one document in carried reading.
-
-    After each chunk the budget chooses again among all that was read. One set serves all questions of the
-    document: a block counts as relevant as it is to the question that needs it most. Held un-rotated;
-    compact positions follow the anchor.
-    """
-
-    def __init__(self, model: LanguageModel, method: Method, anchor_tokens: int) -> None:
-        """Empty: the first chunk reads the anchor only."""
-        self._model = model
-        self._method = method
-        self._anchor_tokens = anchor_tokens
-        self._positions = torch.empty(0, dtype=torch.long)
-        self._pairs: Segment | None = None
-        self._extents: list[Interval] = []
-        self._scores: list[list[Tensor]] = []
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens carried now."""
-        return len(self._positions)
-
-    def segments(self) -> list[Segment]:
-        """The carried pairs at compact positions, or nothing."""
-        if self._pairs is None:
-            return []
-        places = torch.arange(self.num_tokens) + self._anchor_tokens
-        return [Segment([self._model.rotate(keys, places) for keys in self._pairs.keys], self._pairs.values)]
-
-    def add(self, chunk: Chunk, pairs: Segment, places: range, scores: list[Tensor]) -> None:
-        """Choose again among what is carried and the chunk just read at positions ``places``."""
-        stop = chunk.start + len(chunk.token_ids)
-        self._extents.append((chunk.start, stop))
-        self._scores.append(scores)
-        read = torch.tensor(places)
-        fresh = Segment([self._model.unrotate(keys, read) for keys in pairs.keys], pairs.values)
-        merged = concatenate([self._pairs, fresh]) if self._pairs is not None else fresh
-        positions = torch.cat([self._positions, torch.arange(chunk.start, stop)])
-        shares = [block_shares([row[p].numpy() for row in self._scores]) for p in range(len(scores))]
-        joint = [np.max(chunk_shares, axis=0) for chunk_shares in zip(*shares, strict=True)]
-        offered = tuple((int(p), int(p) + 1) for p in positions)
-        table = BlockTable.of_chunks(self._extents, joint, self._method.block_tokens, offered)
-        wanted = torch.isin(positions, positions_of(self._method.budget.choose(table)))
-        self._positions = positions[wanted]
-        self._pairs = Segment([k[wanted] for k in merged.keys], [v[wanted] for v in merged.values])
-
-
-def positions_of(intervals: Sequence[Interval]) -> Tensor:
-    """All positions of sorted, disjoint intervals, [T] int64."""
-    return torch.cat([torch.arange(start, stop) for start, stop in intervals])
-
-
-def unrotated(model: LanguageModel, pairs: Segment, chosen_T: Tensor, places_T: Tensor) -> tuple[Tensor, Tensor]:
-    """The chosen rows of a segment as keys (un-rotated from ``places_T``) and values, each [L, G, T, D]."""
-    keys = [model.unrotate(layer[chosen_T], places_T).transpose(0, 1) for layer in pairs.keys]
-    values = [layer[chosen_T].transpose(0, 1) for layer in pairs.values]
-    return torch.stack(keys), torch.stack(values)

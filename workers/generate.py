@@ -20,9 +20,10 @@ from workers.passes import Segment, SegmentPass, Tail
 
 @dataclass(frozen=True)
 class Prompt:
-    """The tokens that a sequence is given, and how many it may write."""
+    """The tokens that a sequence is given, the position of the first, and how many it may write."""
 
     token_ids: tuple[int, ...]
+    first_position: int
     max_new_tokens: int
 
 
@@ -30,14 +31,13 @@ def generate(
     model: LanguageModel,
     backend: Backend,
     prompts: Sequence[Prompt],
-    offsets: Sequence[int],
     segments: Sequence[Segment],
     stop_ids: Set[int],
 ) -> list[list[int]]:
-    """Token ids that each prompt continues with, without the stop token. ``offsets``: position of each prompt's
-    first token; ``segments``: what the sequences read before their own rows."""
+    """Token ids that each prompt continues with, without the stop token. ``segments``: what the sequences read before
+    their own rows."""
     bounds = (0, *accumulate(len(prompt.token_ids) for prompt in prompts))
-    places = [offset + i for prompt, offset in zip(prompts, offsets, strict=True) for i in range(len(prompt.token_ids))]
+    places = [prompt.first_position + i for prompt in prompts for i in range(len(prompt.token_ids))]
     prefill = SegmentPass(backend, bounds, segments)
     ids = [token for prompt in prompts for token in prompt.token_ids]
     logits_NV = model.run(ids, places, prefill, logits_of=[stop - 1 for stop in bounds[1:]])

@@ -17,6 +17,7 @@ from workers.attention.base import resolve
 from workers.engine import Engine, Method
 from workers.errors import ModelError
 from workers.hf import LanguageModel, ModelShape, Tokenizer, model_shape
+from workers.loaded import LoadedModel
 from workers.prompt import Frame
 from workers.selection.calibrate import calibrate
 from workers.selection.profile import Profile, find_profile, profile_path
@@ -78,37 +79,29 @@ def load_reading(job: Job) -> Reading:
     return Reading(source, model_shape(source.directory), frame)
 
 
-def load_model(job: Job, source: ModelSource) -> LanguageModel:
-    """The weights on the job's device."""
-    runtime = resolve_runtime(job.model)
-    return LanguageModel(source.directory, dtype=runtime.torch_dtype, device=torch.device(runtime.device))
+def load_model(settings: Model, source: ModelSource, frame: Frame) -> LoadedModel:
+    """The weights on the device that ``settings`` mean, with the kernel for it. Raises ``ModelError`` or
+    ``BackendUnavailable`` with what to do."""
+    runtime = resolve_runtime(settings)
+    device = torch.device(runtime.device)
+    weights = LanguageModel(source.directory, dtype=runtime.torch_dtype, device=device)
+    return LoadedModel(weights, resolve(settings.attention, device), frame, source)
 
 
-def ensure_profile(job: Job, reading: Reading, model: LanguageModel | None = None) -> Profile:
+def ensure_profile(job: Job, reading: Reading, loaded: LoadedModel | None = None) -> Profile:
     """The model's retrieval heads; a model that has no profile is calibrated now, and the profile is cached."""
     profile = find_profile(job.model.profile, reading.source.weights)
     if profile is None:
-        runtime = resolve_runtime(job.model)
-        backend = resolve(job.model.attention, torch.device(runtime.device))
         _log.info("no retrieval heads are known for %s: calibrating now, once, for some minutes", job.model.source)
-        model = model or load_model(job, reading.source)
-        profile = calibrate(model, backend, reading.frame, reading.source, report=_log.info)
+        loaded = loaded or load_model(job.model, reading.source, reading.frame)
+        profile = calibrate(loaded, report=_log.info)
         profile.save(profile_path(reading.source.weights))
     return profile
 
 
 def load_engine(job: Job, profile: Profile | None = None) -> Engine:
-    """An engine for this job, with the profile that the driver found. Raises ``ModelError`` or
-    ``BackendUnavailable`` with what to do."""
+    """An engine for this job, with the profile that the driver found. Raises as ``load_model``."""
     reading = load_reading(job)
-    model = load_model(job, reading.source)
-    return Engine(
-        model,
-        resolve(job.model.attention, model.device),
-        reading.frame,
-        profile or ensure_profile(job, reading, model),
-        Method.of(job),
-        TieredStore.from_config(job.store),
-        reading.source,
-        job.store.tenant,
-    )
+    loaded = load_model(job.model, reading.source, reading.frame)
+    store = TieredStore.from_config(job.store)
+    return Engine(loaded, profile or ensure_profile(job, reading, loaded), Method.of(job), store, job.store.tenant)

@@ -87,6 +87,11 @@ class Query:
     max_new_tokens: int
     sources: tuple[Encode, ...] = ()
 
+    @property
+    def reread(self) -> tuple[int, ...]:
+        """Token ids of the kept runs, in document order, and the probe behind them."""
+        return (*(token for run in self.runs for token in run.token_ids), *self.probe.token_ids)
+
 
 @dataclass(frozen=True)
 class Ask:

@@ -13,6 +13,7 @@ from cache_store.tiers.memory import MemoryTier
 from workers.attention.base import resolve
 from workers.engine import Engine, Method
 from workers.hf import LanguageModel, Tokenizer
+from workers.loaded import LoadedModel
 from workers.messages import Chunk, Encode, Probe
 from workers.prompt import Frame
 from workers.selection.budgets import UniformBudget
@@ -30,20 +31,17 @@ class Workbench:
     """One loaded tiny model, and engines of any method over it."""
 
     def __init__(self, directory: Path) -> None:
-        self.directory = directory
         self.model = LanguageModel(directory, dtype=torch.float32, device=torch.device("cpu"))
         self.frame = Frame.render(Tokenizer(directory), "Be brief.", "Read this.")
         self.backend = resolve("cpu", torch.device("cpu"))
+        self.loaded = LoadedModel(self.model, self.backend, self.frame, ModelSource(directory, "weights", "tokenizer"))
 
     def engine(self, store: TieredStore | None = None, **method: object) -> Engine:
         return Engine(
-            self.model,
-            self.backend,
-            self.frame,
+            self.loaded,
             PROFILE,
             replace(METHOD, **method),  # type: ignore[arg-type]
             store or TieredStore([MemoryTier(2**26)]),
-            ModelSource(self.directory, "weights", "tokenizer"),
         )
 
     def probes(self, *questions: str) -> tuple[Probe, ...]:

@@ -18,6 +18,7 @@ from pipeline.reading import DocumentReader
 from workers.attention.base import resolve
 from workers.engine import Engine, Method
 from workers.hf import LanguageModel
+from workers.loaded import LoadedModel
 from workers.loading import Reading, ensure_profile, load_reading
 from workers.messages import Ask, Chunk, Encode, Query, Run
 from workers.passes import SegmentPass
@@ -49,9 +50,8 @@ def engine(job: Job, reading: Reading, model: LanguageModel) -> Engine:
 
 
 def engine_of(job: Job, reading: Reading, model: LanguageModel, method: Method) -> Engine:
-    backend = resolve("cpu", model.device)
-    profile = ensure_profile(job, reading, model)
-    return Engine(model, backend, reading.frame, profile, method, TieredStore([]), reading.source)
+    loaded = LoadedModel(model, resolve("cpu", model.device), reading.frame, reading.source)
+    return Engine(loaded, ensure_profile(job, reading, loaded), method, TieredStore([]))
 
 
 def test_keeping_everything_with_carried_context_is_dense_attention(

@@ -18,16 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache_store.store import TieredStore
-from workers.attention.base import Backend
 from workers.engine import Engine, Method
-from workers.hf import LanguageModel
+from workers.loaded import LoadedModel
 from workers.messages import Chunk, Encode
-from workers.prompt import Frame
 from workers.selection.budgets import BlockTable, Interval, UniformBudget
 from workers.selection.profile import Profile
 from workers.selection.questions import Exam
 from workers.selection.relevance import combine_heads, head_masses
-from workers.source import ModelSource
 
 CHUNK_TOKENS = 1024
 BLOCK_TOKENS = 32
@@ -80,20 +77,13 @@ class Observation:
         return float(np.mean(found))
 
 
-def observe(
-    model: LanguageModel,
-    backend: Backend,
-    frame: Frame,
-    source: ModelSource,
-    exam: Exam,
-    report: Report = lambda line: None,
-) -> Observation:
+def observe(loaded: LoadedModel, exam: Exam, report: Report = lambda line: None) -> Observation:
     """Read an exam with every head scoring. Costs about one reading of the exam plus one of all its questions
     per chunk; ``report`` is called with a line of progress per chunk."""
-    shape = model.shape
+    frame, shape = loaded.frame, loaded.weights.shape
     heads = tuple((layer, head) for layer in range(shape.num_layers) for head in range(shape.num_heads))
     method = Method(BLOCK_TOKENS, UniformBudget(BLOCK_TOKENS, 0), skims=True, carries=False, keeps_pairs=False)
-    engine = Engine(model, backend, frame, Profile(source.weights, heads), method, TieredStore([]), source)
+    engine = Engine(loaded, Profile(loaded.source.weights, heads), method, TieredStore([]))
     ids, offsets = frame.tokenizer.encode_with_offsets(exam.text)
     probes = tuple(frame.probe(question.id, question.text) for question in exam.questions)
     extents = tuple((start, min(start + CHUNK_TOKENS, len(ids))) for start in range(0, len(ids), CHUNK_TOKENS))
@@ -179,10 +169,7 @@ class HeadSearch:
 
 
 def calibrate(
-    model: LanguageModel,
-    backend: Backend,
-    frame: Frame,
-    source: ModelSource,
+    loaded: LoadedModel,
     *,
     max_chars: int | None = None,
     held_out: bool = False,
@@ -193,14 +180,14 @@ def calibrate(
     ``held_out`` also reads the other split and records its recall; it doubles the time.
     """
     exam = Exam.of_split("calibrate", max_chars)
-    observation = observe(model, backend, frame, source, exam, report)
-    profile = choose_profile(observation, source.weights)
+    observation = observe(loaded, exam, report)
+    profile = choose_profile(observation, loaded.source.weights)
     measured: dict[str, object] = {"calibrate": _measured(observation, profile)}
     if held_out:
         report("held-out questions")
         exam = Exam.of_split("held_out", max_chars)
-        measured["held_out"] = _measured(observe(model, backend, frame, source, exam, report), profile)
-    return Profile(source.weights, profile.heads, profile.rows, measured)
+        measured["held_out"] = _measured(observe(loaded, exam, report), profile)
+    return Profile(loaded.source.weights, profile.heads, profile.rows, measured)
 
 
 def _measured(observation: Observation, profile: Profile) -> dict[str, float]:

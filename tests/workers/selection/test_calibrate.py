@@ -14,10 +14,8 @@ from workers.selection.calibrate import Observation, Sight, calibrate, choose_pr
 from workers.selection.profile import Profile
 from workers.selection.questions import Exam, GoldQuestion
 from workers.selection.relevance import block_shares
-from workers.source import ModelSource
 
 HEADS = tuple((layer, head) for layer in range(3) for head in range(4))
-SOURCE = ModelSource(Path(), "weights", "tokenizer")
 
 
 def planted(good: set[int], rows: str = "words", questions: int = 30, blocks: int = 64) -> Observation:
@@ -56,7 +54,7 @@ def test_an_exam_is_read_as_the_engine_reads(tiny_model: Path, monkeypatch: pyte
     exam = Exam(
         text, (GoldQuestion("a", "t", "Who signed it?", ((4, 17),)), GoldQuestion("b", "t", "When?", ((40, 60),)))
     )
-    observation = observe(bench.model, bench.backend, bench.frame, SOURCE, exam)
+    observation = observe(bench.loaded, exam)
     assert observation.sights[0].gold == ((4, 17),), "one token per byte: tokens are characters"
     engine = bench.engine(skims=True, block_tokens=32)
     ids = tuple(bench.frame.tokenizer.encode(text))
@@ -73,7 +71,7 @@ def test_an_exam_is_read_as_the_engine_reads(tiny_model: Path, monkeypatch: pyte
 def test_calibrating_a_model_of_no_profile_gives_one_with_what_was_measured(tiny_model: Path) -> None:
     bench = Workbench(tiny_model)
     lines: list[str] = []
-    profile = calibrate(bench.model, bench.backend, bench.frame, SOURCE, max_chars=2_000, report=lines.append)
+    profile = calibrate(bench.loaded, max_chars=2_000, report=lines.append)
     assert profile.weights == "weights" and 1 <= len(profile.heads) <= 8
     assert 0 <= profile.measured["calibrate"]["recall_at_1024"] <= 1
     assert "held_out" not in profile.measured and lines
