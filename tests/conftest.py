@@ -9,7 +9,10 @@ import pytest
 import torch
 from hypothesis import settings
 
+from tests.pipeline.s3 import s3_bucket, s3_endpoint
 from tests.tiny import save_tiny_model
+
+__all__ = ["s3_bucket", "s3_endpoint", "tiny_model"]
 
 # No test waits for a network, and none is judged by a clock: two shared cores can be slow.
 os.environ["HF_HUB_OFFLINE"] = "1"

@@ -29,8 +29,10 @@ MAKERS: dict[str, Callable[[Path], RunDirectory]] = {
 }
 
 
-@pytest.fixture(params=MAKERS)
+@pytest.fixture(params=[*MAKERS, "s3"])
 def directory(request: pytest.FixtureRequest, tmp_path: Path) -> RunDirectory:
+    if request.param == "s3":
+        return open_directory(f"{request.getfixturevalue('s3_bucket')}/{tmp_path.name}")
     return MAKERS[request.param](tmp_path)
 
 
