@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Span:
-    """A kept run of the document: characters [start, end) of its text, and the share of the question's
-    attention that fell on it."""
+    """A kept run of the document: characters [start, end) of its text, and its share of the question's
+    relevance over the document (``workers.selection.relevance``: attention, agreed on by words and heads)."""
 
     start: int
     end: int
@@ -23,7 +23,7 @@ class Span:
 @dataclass(frozen=True)
 class Answer:
     """One answered question. Token counts are the model's tokens; ``relevance_kept`` is the share of the
-    question's attention over the document that fell on kept blocks; seconds are engine time."""
+    question's relevance over the document that kept blocks hold; seconds are engine time."""
 
     id: str
     question_id: str

@@ -91,7 +91,7 @@ class Engine:
             layers=(0, shape.num_layers) if method.keeps_pairs else (0, 0),
             heads=(shape.num_kv_heads, shape.head_dim),
             scorer=json.dumps({"kind": "probe", "profile": profile.digest}),
-            budget=json.dumps({"kind": "uniform", "block_tokens": method.block_tokens, **vars(method.budget)}),
+            budget=json.dumps({"block_tokens": method.block_tokens} | self._budget_record()),
             question=None,
             chunk="",
             context="",
@@ -153,8 +153,8 @@ class Engine:
     def _keys(self, task: Encode) -> list[list[BlockKey]]:
         """Names of what each chunk leaves for each probe. What a chunk was read after is part of the name: the
         anchor, and in carried reading everything that shaped the carried set."""
-        carried_by = [probe.token_ids for probe in task.probes] if self._method.carries else []
-        context = digest_tokens(self._anchor_ids, *carried_by)
+        carried_by = [(probe.token_ids, probe.scored) for probe in task.probes] if self._method.carries else []
+        context = digest_tokens(self._anchor_ids, *(run for probe in carried_by for run in probe))
         keys = []
         for chunk in task.chunks:
             digest = digest_tokens(chunk.token_ids)
@@ -208,14 +208,16 @@ class Engine:
 
     def _leave(self, key: BlockKey, pairs: Segment, places: range, lse_RHB: Tensor) -> KVBlock:
         """What a chunk leaves for one probe: its scores, and for answers over kept pairs the chunk's offer: at
-        most a whole budget of its best tokens, un-rotated."""
+        most a whole budget of its best tokens, and its edges, into which a neighbour's best may be widened."""
         shape = self._model.shape
         if not self._method.keeps_pairs:
             none = torch.empty(0, shape.num_kv_heads, 0, shape.head_dim)
             return KVBlock(key, torch.empty(0, dtype=torch.int32), none, none, lse_RHB)
         [share] = block_shares([lse_RHB.numpy()])
         table = BlockTable.of_chunks([(0, len(places))], [share], self._method.block_tokens)
-        chosen = positions_of(self._method.budget.choose(table))
+        widen = self._method.budget.widen_tokens
+        edges = positions_of([(0, min(widen, len(places))), (max(0, len(places) - widen), len(places))])
+        chosen = torch.unique(torch.cat([positions_of(self._method.budget.choose(table)), edges]))  # sorted
         keys, values = unrotated(self._model, pairs, chosen, torch.tensor(places)[chosen])
         return KVBlock(key, chosen.int(), keys.cpu(), values.cpu(), lse_RHB)
 
@@ -243,13 +245,23 @@ class Engine:
         """Un-rotated keys and values [L, G, T, D] of a query's runs, in document order."""
         keys, values = [], []
         for source in query.sources:
-            index = [probe.question_id for probe in source.probes].index(query.probe.question_id)
-            _, blocks, _ = self._kept(source)
-            for chunk, row in zip(source.chunks, blocks, strict=True):
-                positions = row[index].positions_T.long() + chunk.start
+            for chunk, block in zip(source.chunks, self._blocks_for(query.probe, source), strict=True):
+                positions = block.positions_T.long() + chunk.start
                 wanted = torch.zeros(len(positions), dtype=torch.bool)
                 for run in query.runs:
                     wanted |= (positions >= run.start) & (positions < run.stop)
-                keys.append(row[index].keys_LGTD[:, :, wanted])
-                values.append(row[index].values_LGTD[:, :, wanted])
+                keys.append(block.keys_LGTD[:, :, wanted])
+                values.append(block.values_LGTD[:, :, wanted])
         return torch.cat(keys, dim=2), torch.cat(values, dim=2)
+
+    def _blocks_for(self, probe: Probe, source: Encode) -> list[KVBlock]:
+        """What each chunk of a message left for one of its probes; all of it is read again if any is gone."""
+        index = [other.question_id for other in source.probes].index(probe.question_id)
+        found = [self.store.get(row[index]) for row in self._keys(source)]
+        kept = [block for block in found if block is not None]
+        return kept if len(kept) == len(found) else [row[index] for row in self._kept(source)[1]]
+
+    def _budget_record(self) -> dict[str, object]:
+        """The budget, where it decides what an entry holds: scores alone are the same for every budget."""
+        decides = self._method.keeps_pairs or self._method.carries
+        return {"kind": "uniform", **vars(self._method.budget)} if decides else {}

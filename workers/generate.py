@@ -1,8 +1,8 @@
 """Greedy decoding of a batch of prompts in one packed prefill and one packed step per token.
 
-Invariants: sequences never see each other; the pairs of a prompt are read where the prefill left them,
-nothing is copied; a sequence that has stopped is carried along until the batch is done, so that a batch is
-the same computation whatever its members write.
+Invariants: sequences never see each other; the pairs of a prompt are read where the prefill left them; a
+sequence that has stopped is carried along until the batch is done, so that a batch is the same computation
+whatever its members write.
 
 Shapes: N sequences, T prompt rows of all sequences together.
 """

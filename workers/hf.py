@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from jinja2 import TemplateError
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import (
     AttentionInterface,
@@ -35,6 +37,9 @@ from workers.errors import ModelError
 STATIC_ROPE = ("default", "linear", "llama3", "yarn")
 """RoPE types whose angles do not depend on how long the input is: the ones whose keys can be moved."""
 
+
+_FIXED_DAY = "{% macro strftime_now(format) %}26 Jul 2024{% endmacro %}"
+"""Goes before every chat template: there it is always the day that templates with a date themselves fall back on."""
 
 BENDING = ("softcap", "s_aux", "sliding_window")
 """Arguments by which a model asks for more than plain causal attention. Ignoring them would be silently wrong."""
@@ -118,7 +123,7 @@ class LanguageModel:
         transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         try:
             self._model: Any = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype)
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
             raise ModelError(f"model.source: {directory}: cannot be loaded: {error}") from error
         self._model.eval()  # type: ignore[no-untyped-call]
         torch.nn.Module.to(self._model, device)
@@ -173,23 +178,26 @@ class LanguageModel:
         return cos[0, :, None, :], sin[0, :, None, :]
 
     def _check_rotation(self, directory: Path) -> None:
-        """Behaviour over belief: in layer 0 the same token at two positions must have the same key before RoPE."""
+        """Behaviour over belief: one token at several positions, attending to nothing, has the same hidden state
+        everywhere, so in every layer its keys must be the same before RoPE."""
         seen: list[Tensor] = []
 
-        class FirstKeys:
+        class Keys:
             def attend(self, layer: int, q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor, scale: float) -> Tensor:
                 seen.append(k_TGD)
-                raise Enough
+                return torch.zeros_like(q_THD)
 
         places = torch.tensor([0, 1, self.shape.window // 2])
         try:
-            self.run([1, 1, 1], places.tolist(), FirstKeys())
+            self.run([1, 1, 1], places.tolist(), Keys())
         except ModelError as error:
             raise ModelError(f"model.source: {directory}: {error}") from error
         dims = {self.shape.head_dim, self._angles(places)[0].shape[-1], *(tensor.shape[-1] for tensor in seen)}
-        keys = self.unrotate(seen[0].float(), places) if seen and len(dims) == 1 else None
         tolerance = 1e-3 if self.dtype == torch.float32 else 5e-2
-        if keys is None or not torch.allclose(keys, keys[:1].expand_as(keys), atol=tolerance * keys.abs().max().item()):
+        still = [self.unrotate(keys.float(), places) for keys in seen] if len(dims) == 1 else []
+        if len(still) != self.shape.num_layers or not all(
+            torch.allclose(keys, keys[:1].expand_as(keys), atol=tolerance * keys.abs().max().item()) for keys in still
+        ):
             raise ModelError(
                 f"model.source: {directory}: its keys are not rotated by position (RoPE) the way that kept "
                 "pairs need; allowed: decoder models with full rotary embeddings and plain, multi-query or "
@@ -239,7 +247,8 @@ class Tokenizer:
             raise ModelError(f"model.source: {directory}: its tokenizer gives no character offsets (not a fast one)")
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of plain text: nothing is added, and text that looks like a control token stays text."""
+        """Token ids of plain text: nothing is added, and text that looks like a control token (one that the
+        tokenizer lists as special) stays text."""
         ids: list[int] = self._tokenizer(
             text, add_special_tokens=False, split_special_tokens=True, verbose=False
         ).input_ids
@@ -267,7 +276,15 @@ class Tokenizer:
             return None
         messages = [{"role": "system", "content": system}] if system is not None else []
         messages.append({"role": "user", "content": user})
-        return str(self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+        # Some templates write today's date into the system prompt: answers would depend on the day of the run.
+        template = _FIXED_DAY + self._tokenizer.get_chat_template()
+        try:
+            rendered = self._tokenizer.apply_chat_template(
+                messages, chat_template=template, tokenize=False, add_generation_prompt=True
+            )
+        except TemplateError as error:
+            raise ModelError(f"prompt: the model's chat template refuses this conversation: {error}") from error
+        return str(rendered)
 
     @property
     def stop_ids(self) -> frozenset[int]:

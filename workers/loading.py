@@ -7,12 +7,12 @@ loaded once per process however many threads use them.
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from cache_store.store import TieredStore
-from configs.schema import Job, Model
+from configs.schema import Job, Model, Prompt
 from workers.attention.base import resolve
 from workers.engine import Engine, Method
 from workers.errors import ModelError
@@ -45,6 +45,8 @@ def resolve_runtime(model: Model) -> Runtime:
     device = model.device if model.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise ModelError(f"model.device: {device}: no CUDA device here; allowed on this machine: auto, cpu")
+    if device.startswith("cuda:") and int(device.removeprefix("cuda:")) >= torch.cuda.device_count():
+        raise ModelError(f"model.device: {device}: this machine has {torch.cuda.device_count()} CUDA devices")
     dtype = model.dtype if model.dtype != "auto" else fast_dtype(device)
     backend = resolve(model.attention, torch.device(device))
     if backend.name != "cpu" and dtype == "float32":
@@ -94,7 +96,9 @@ def ensure_profile(job: Job, reading: Reading, loaded: LoadedModel | None = None
     if profile is None:
         _log.info("no retrieval heads are known for %s: calibrating now, once, for some minutes", job.model.source)
         loaded = loaded or load_model(job.model, reading.source, reading.frame)
-        profile = calibrate(loaded, report=_log.info)
+        # A profile belongs to the model: the job that happens to come first must not colour it with its own prompt.
+        neutral = Frame.render(reading.frame.tokenizer, Prompt().system, Prompt().instruction)
+        profile = calibrate(replace(loaded, frame=neutral), report=_log.info)
         profile.save(profile_path(reading.source.weights))
     return profile
 

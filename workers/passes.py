@@ -2,9 +2,9 @@
 
 Every pass of the engine (a chunk after its anchor, probes after a chunk, a batch of prompts, one step of
 decoding) is the same thing: T packed rows in sequences, each attending causally to its own rows and fully
-to earlier *segments*, the partial results merged exactly. Nothing is copied to be read. Invariants:
-positions live in the rotated keys, so a segment may be read in any order; a segment is never written to
-while a pass reads it.
+to earlier *segments*, the partial results merged exactly. Segments are read where they lie; only the few
+tokens that a batch has written are packed anew for each step. Invariants: positions live in the rotated
+keys, so a segment may be read in any order; a segment is never written to while a pass reads it.
 
 Shapes: T rows, H query heads, G key-value heads, D head dimension, S keys of a segment, L layers.
 """

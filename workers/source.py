@@ -47,8 +47,8 @@ def locate(source: str) -> ModelSource:
         return ModelSource(_converted(path, weights), weights, weights)
     directory = path if path.is_dir() else _downloaded(source)
     shards = sorted(directory.glob("*.safetensors")) or sorted(directory.glob("*.bin"))
-    if not shards:
-        raise ModelError(f"model.source: {directory}: holds no *.safetensors weights")
+    if not shards or not (directory / "config.json").is_file():
+        raise ModelError(f"model.source: {directory}: is no model: it needs config.json and *.safetensors weights")
     words = [file for file in sorted(directory.glob("*token*")) if file.is_file()]
     return ModelSource(directory, _digest([directory / "config.json", *shards]), _digest(words))
 
@@ -56,7 +56,10 @@ def locate(source: str) -> ModelSource:
 def _package_file(source: str) -> Path:
     """``package:NAME/FILE``: a file inside an installed package, found without importing the package."""
     name, _, file = source.removeprefix("package:").partition("/")
-    spec = importlib.util.find_spec(name) if name else None
+    try:
+        spec = importlib.util.find_spec(name) if name.isidentifier() else None
+    except (ImportError, ValueError):
+        spec = None
     if spec is None or not spec.submodule_search_locations or not file:
         raise ModelError(f"model.source: {source}: no installed package {name!r}; expected package:NAME/FILE")
     return Path(next(iter(spec.submodule_search_locations))) / file

@@ -135,12 +135,14 @@ def _recall_lines() -> list[str]:
     profile = find_profile("auto", source.weights)
     if profile is None or "held_out" not in profile.measured:
         raise RuntimeError("the profile has no held-out recall; run `foveate calibrate` with --held-out")
-    lexical = bm25_recall(Tokenizer(source.directory), Exam.of_split("held_out"))
+    tokenizer, exam = Tokenizer(source.directory), Exam.of_split("held_out")
+    lexical, heard = (bm25_recall(tokenizer, exam, neighbours=neighbours) for neighbours in (False, True))
     measured: Mapping[str, float] = profile.measured["held_out"]
     rows = {
         f"shipped profile ({len(profile.heads)} heads)": [measured[f"recall_at_{budget}"] for budget in BUDGETS],
         "mean over all heads": [measured[f"recall_of_all_heads_at_{budget}"] for budget in BUDGETS],
         "BM25": [lexical[f"recall_at_{budget}"] for budget in BUDGETS],
+        "BM25, with the same neighbour step": [heard[f"recall_at_{budget}"] for budget in BUDGETS],
     }
     learnt: Mapping[str, float] = profile.measured["calibrate"]
     there = ", ".join("{:.0%} at {}".format(learnt[f"recall_at_{budget}"], budget) for budget in BUDGETS)

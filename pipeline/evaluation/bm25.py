@@ -1,7 +1,7 @@
 """The lexical control: the same exam, blocks and budgets, ranked by BM25 instead of attention.
 
-Okapi BM25 (Robertson and Zaragoza 2009) by the library rank-bm25, over blocks of the same tokens, so that
-what differs from the model's ranking is only who scored.
+Okapi BM25 (Robertson and Zaragoza 2009) by the library rank-bm25, over blocks of the same tokens; plain, and with
+the same neighbour step as the model's relevance, so that what differs then is only who scored.
 """
 
 from __future__ import annotations
@@ -15,10 +15,12 @@ from workers.hf import Tokenizer
 from workers.selection.budgets import BlockTable, UniformBudget
 from workers.selection.calibrate import BLOCK_TOKENS, BUDGETS, WIDEN_TOKENS
 from workers.selection.questions import Exam
+from workers.selection.relevance import with_neighbours
 
 
-def bm25_recall(tokenizer: Tokenizer, exam: Exam) -> dict[str, float]:
-    """Share of questions whose whole gold passage is kept, by budget in tokens."""
+def bm25_recall(tokenizer: Tokenizer, exam: Exam, *, neighbours: bool = False) -> dict[str, float]:
+    """Share of questions whose whole gold passage is kept, by budget in tokens. ``neighbours``: a block hears those
+    beside it, as in ``selection.relevance``."""
     _, offsets = tokenizer.encode_with_offsets(exam.text)
     starts, stops = np.array(offsets).T
     borders = [(first, min(first + BLOCK_TOKENS, len(offsets))) for first in range(0, len(offsets), BLOCK_TOKENS)]
@@ -26,6 +28,8 @@ def bm25_recall(tokenizer: Tokenizer, exam: Exam) -> dict[str, float]:
     found: dict[int, list[bool]] = {budget: [] for budget in BUDGETS}
     for question in exam.questions:
         scores_B = np.asarray(ranker.get_scores(_words(question.text)), dtype=np.float64)
+        if neighbours:
+            [scores_B] = with_neighbours(scores_B[None])
         table = BlockTable.of_chunks([(0, len(offsets))], [scores_B], BLOCK_TOKENS)
         for budget, hits in found.items():
             kept = UniformBudget(budget, WIDEN_TOKENS).choose(table)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from itertools import pairwise
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from transformers import (
     MistralForCausalLM,
     PhiConfig,
     PhiForCausalLM,
+    SmolLM3Config,
+    SmolLM3ForCausalLM,
 )
 
 from tests.tiny import save_tiny_model
@@ -57,6 +60,14 @@ def test_rotation_of_a_part_of_each_head_is_refused(tmp_path: Path) -> None:
     config = PhiConfig(**SMALL, partial_rotary_factor=0.5)
     PhiForCausalLM(config).save_pretrained(tmp_path)
     with pytest.raises(ModelError, match="full rotary embeddings"):
+        load(tmp_path)
+
+
+def test_a_model_with_rope_in_some_layers_only_is_refused(tmp_path: Path) -> None:
+    config = SmolLM3Config(**{**SMALL, "num_hidden_layers": 4}, pad_token_id=0, bos_token_id=1, eos_token_id=2)
+    assert 0 in config.no_rope_layers
+    SmolLM3ForCausalLM(config).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="not rotated by position"):
         load(tmp_path)
 
 
@@ -132,6 +143,27 @@ def test_offsets_cover_the_text_and_nothing_becomes_a_control_token(tiny_model: 
 def test_our_own_words_may_hold_control_tokens(tiny_model: Path) -> None:
     tokenizer = Tokenizer(tiny_model)
     assert len(tokenizer.encode_frame("<|end|>")) == 1 < len(tokenizer.encode("<|end|>"))
+
+
+def test_a_prompt_does_not_depend_on_the_day(tiny_model: Path) -> None:
+    tokenizer = Tokenizer(tiny_model)
+    tokenizer._tokenizer.chat_template = "{{ strftime_now('%d %b %Y') }}: {{ messages[0]['content'] }}"
+    assert tokenizer.render_chat(None, "Hello") == "26 Jul 2024: Hello"
+
+
+def test_a_template_that_refuses_the_conversation_says_so(tiny_model: Path) -> None:
+    tokenizer = Tokenizer(tiny_model)
+    tokenizer._tokenizer.chat_template = "{{ raise_exception('no system turns') }}"
+    with pytest.raises(ModelError, match=r"prompt: .*no system turns"):
+        tokenizer.render_chat("Be brief.", "Hello")
+
+
+def test_truncated_weights_are_named(tiny_model: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(tiny_model, tmp_path / "model")
+    weights = copy / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(ModelError, match=r"model\.source: .*cannot be loaded"):
+        load(copy)
 
 
 def test_weights_are_never_changed_by_a_pass(tmp_path: Path) -> None:

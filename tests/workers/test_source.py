@@ -36,6 +36,8 @@ def test_a_directory_is_fingerprinted_by_content_not_by_place(tiny_model: Path, 
     [
         ("package:no_such_package/x.gguf", "no installed package 'no_such_package'"),
         ("package:", "expected package:NAME/FILE"),
+        ("package:a.b/x.gguf", "no installed package 'a.b'"),
+        ("package:../x.gguf", "no installed package '..'"),
         ("package:transformers/missing.gguf", "no such file"),
         ("nowhere/at/all.gguf", "no such file"),
         (
@@ -52,7 +54,7 @@ def test_a_model_that_is_not_there_is_named_with_what_is_allowed(name: str, mess
 
 def test_a_directory_without_weights_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(ModelError, match=r"holds no \*.safetensors"):
+    with pytest.raises(ModelError, match=r"needs config.json and \*.safetensors"):
         locate(str(tmp_path))
 
 

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from cache_store.store import TieredStore
 from workers.engine import Engine, Method
+from workers.errors import ModelError
 from workers.loaded import LoadedModel
 from workers.messages import Chunk, Encode
 from workers.selection.budgets import BlockTable, Interval, UniformBudget
@@ -86,7 +87,13 @@ def observe(loaded: LoadedModel, exam: Exam, report: Report = lambda line: None)
     engine = Engine(loaded, Profile(loaded.source.weights, heads), method, TieredStore([]))
     ids, offsets = frame.tokenizer.encode_with_offsets(exam.text)
     probes = tuple(frame.probe(question.id, question.text) for question in exam.questions)
-    extents = tuple((start, min(start + CHUNK_TOKENS, len(ids))) for start in range(0, len(ids), CHUNK_TOKENS))
+    room = shape.window - len(frame.anchor) - max(len(probe.token_ids) for probe in probes)
+    size = min(CHUNK_TOKENS, room // BLOCK_TOKENS * BLOCK_TOKENS)
+    if size < BLOCK_TOKENS:
+        raise ModelError(
+            f"calibration needs {BLOCK_TOKENS} tokens of text beside a question; the window has room for {room}"
+        )
+    extents = tuple((start, min(start + size, len(ids))) for start in range(0, len(ids), size))
     seen: list[list[NDArray[np.float32]]] = [[] for _ in probes]
     for index, (start, stop) in enumerate(extents):
         task = Encode("exam", (Chunk(index, start, tuple(ids[start:stop])),), probes)

@@ -41,14 +41,19 @@ def head_masses(lse_RHB: NDArray[np.float32]) -> NDArray[np.float64]:
     logits_RHB = lse_RHB.astype(np.float64)
     share_RHB = logits_RHB - np.logaddexp.reduce(logits_RHB, axis=2, keepdims=True)
     agreed_HB = 2.0 * (np.logaddexp.reduce(share_RHB / 2.0, axis=0) - np.log(len(share_RHB)))
-    mass_HB = np.exp(agreed_HB)
+    heard_HB = with_neighbours(np.exp(agreed_HB))
+    # A block that no head hears at all (a mass below the smallest float) still has a logarithm.
+    log_HB: NDArray[np.float64] = np.log(np.maximum(heard_HB, np.finfo(np.float64).tiny))
+    return log_HB
+
+
+def with_neighbours(mass_HB: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The masses [H, B] of blocks in order, each with what it hears of its neighbours."""
     heard_HB = mass_HB.copy()
     for distance, part in enumerate(_HEARING, start=1):
         heard_HB[:, distance:] += part * mass_HB[:, :-distance]
         heard_HB[:, :-distance] += part * mass_HB[:, distance:]
-    # A block that no head hears at all (a mass below the smallest float) still has a logarithm.
-    log_HB: NDArray[np.float64] = np.log(np.maximum(heard_HB, np.finfo(np.float64).tiny))
-    return log_HB
+    return heard_HB
 
 
 def combine_heads(masses_HB: NDArray[np.float64]) -> NDArray[np.float64]:
