@@ -187,7 +187,8 @@ class Store(Closed):
 
 class Output(Closed):
     """Where answers go, how much work commits together, and when too many failures stop the run: once more than
-    ``max_failed_fraction`` of all planned questions failed, and never before ten did (one of three is no trend)."""
+    ``max_failed_fraction`` of all planned questions failed, and never before ten did (one of three is no trend);
+    0 stops at the first."""
 
     path: Annotated[str, Field(min_length=1)]
     part_tokens: Positive = 2_000_000

@@ -196,6 +196,8 @@ def _stoppable() -> Iterator[StopRequest]:
     stop = StopRequest()
 
     def interrupted(number: int, frame: FrameType | None) -> None:
+        if not stop.is_watched:
+            raise KeyboardInterrupt  # nothing is begun yet
         if stop.is_set:
             os._exit(130)
         stop.set()

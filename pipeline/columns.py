@@ -5,6 +5,7 @@ Invariant: text leaves as bytes. Parquet readers do not check UTF-8, and one bad
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -23,7 +24,13 @@ def cell_values(column: pa.Array) -> list[Any]:
     if _is_list(column.type):
         return [cell_values(cell.values) if cell.is_valid else None for cell in column]
     plain: list[Any] = column.to_pylist()
+    if pa.types.is_floating(column.type):
+        return [None if value is None or math.isnan(value) else _whole(value) for value in plain]
     return plain
+
+
+def _whole(value: float) -> float:
+    return int(value) if value.is_integer() else value
 
 
 def _is_text(kind: pa.DataType) -> bool:
@@ -49,7 +56,11 @@ _ALLOWED: dict[str, tuple[str, Callable[[pa.DataType], bool]]] = {
     "text": ("text (string, large_string, string_view, or a dictionary of these)", _is_text),
     "question": _TEXTS,
     "answer_prefix": _TEXTS,
-    "max_new_tokens": ("an integer, or a list of integers", _or_list(pa.types.is_integer)),
+    # pandas writes integers with gaps as floats; a number that is not whole is a fault of its row
+    "max_new_tokens": (
+        "an integer, or a list of integers",
+        _or_list(lambda kind: pa.types.is_integer(kind) or pa.types.is_floating(kind)),
+    ),
     "answer": _TEXTS,
 }
 

@@ -2,7 +2,8 @@
 
 Invariants: the order is a function of the names alone (sorted within each pattern, patterns as given) and
 no file comes twice, whatever overlaps. In a directory, names that begin with ``.`` or ``_`` are left out
-(``_temporary``, ``_job``): writers of Parquet hide unfinished things there.
+(``_temporary``, ``_job``): writers of Parquet hide unfinished things there. What a run of ours wrote is no
+document, wherever its output directory lies; only naming such a file itself reads it.
 """
 
 from __future__ import annotations
@@ -47,11 +48,17 @@ def open_file(path: str) -> pa.NativeFile:
 def _on_disk(path: Path) -> list[str]:
     if path.is_dir():
         inside = (found.relative_to(path) for found in path.rglob("*.parquet"))
-        return sorted(str(path / name) for name in inside if not _is_hidden(name.parts) and (path / name).is_file())
+        files = (path / name for name in inside if not _is_hidden(name.parts))
+        return sorted(str(file) for file in files if file.is_file() and not _is_output(file))
     if path.exists():
         return [str(path)]
     names = glob.glob(str(path), recursive=True)  # noqa: PTH207 - Path.glob takes no absolute patterns
-    return sorted(name for name in names if Path(name).is_file())
+    return sorted(name for name in names if Path(name).is_file() and not _is_output(Path(name)))
+
+
+def _is_output(file: Path) -> bool:
+    """Whether a file lies where a run puts its answers and failures: ``RUN/data/file``, beside ``RUN/_job``."""
+    return (file.parent.parent / "_job" / "job.json").is_file()
 
 
 def _in_store(url: str) -> list[str]:
@@ -86,8 +93,9 @@ def _leading(pattern: tuple[str, ...]) -> Iterator[str]:
 
 
 def _listed(store: obstore.store.ObjectStore, folder: tuple[str, ...]) -> Iterator[str]:
-    for page in obstore.list(store, "/".join(folder) or None, chunk_size=1000):
-        yield from (item["path"] for item in page)
+    names = [item["path"] for page in obstore.list(store, "/".join(folder) or None, chunk_size=1000) for item in page]
+    runs = {name.removesuffix("_job/job.json") for name in names if name.endswith("_job/job.json")}
+    return (name for name in names if "/".join([*name.split("/")[:-2], ""]) not in runs)
 
 
 def _matches(parts: tuple[str, ...], pattern: tuple[str, ...]) -> bool:

@@ -181,9 +181,11 @@ def _completed(
         )
     except BadRow as error:
         return own, error.fault
-    bad = next((q.max_new_tokens for q in done if q.max_new_tokens < 1), None)
+    bad = next((q.max_new_tokens for q in done if q.max_new_tokens < 1 or q.max_new_tokens % 1), None)
     if bad is not None:
-        return done, Fault("BadQuestion", f"column {corpus.max_new_tokens!r} is {bad}; allowed: 1 or more")
+        return done, Fault(
+            "BadQuestion", f"column {corpus.max_new_tokens!r} is {bad}; allowed: a whole number, 1 or more"
+        )
     return done, None
 
 

@@ -13,7 +13,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from pathlib import Path
 
 from configs.load import identity_record, job_record
 from configs.schema import Job
@@ -21,14 +20,16 @@ from pipeline.checking import Checked, check_answers
 from pipeline.commit import Totals
 from pipeline.corpus import CorpusFiles, open_corpus
 from pipeline.directory import RunDirectory, existing_directory, open_directory
-from pipeline.errands import FailedQuestions, FreshParts
-from pipeline.loop import Extent, Loop, Progress, StopRequest
+from pipeline.errands import Extent, FailedQuestions, FreshParts
+from pipeline.errors import DirectoryError
+from pipeline.loop import Loop, Progress, StopRequest
+from pipeline.objects import local_path
 from pipeline.plan import make_plan, verify_unchanged
 from pipeline.pool import LocalPool, Pool
 from pipeline.reading import DocumentReader
-from pipeline.records import ANSWERS, FAILURES, read_job
+from pipeline.records import ANSWERS, FAILURES, JOB, read_job
 from pipeline.sink import RunState
-from workers.loading import ensure_profile, fast_dtype, load_engine, load_reading, resolve_runtime
+from workers.loading import ensure_profile, load_engine, load_reading, resolve_runtime, with_dtype
 from workers.selection.profile import Profile
 
 __all__ = ["Progress", "StopRequest", "Summary", "retry_failed", "run"]
@@ -72,7 +73,7 @@ def run(job: Job, *, progress: Report | None = None, stop: StopRequest | None = 
         errand = FreshParts(attempt.state, attempt.corpus, keep=job.store.keep)
         with attempt.pool() as pool:
             attempt.loop(pool, progress, stop).run(errand, attempt.max_failed)
-        attempt.state.finish()
+    attempt.state.finish()  # of a finished run too: a driver killed later may have left files that nobody names
     return attempt.summary(started_s)
 
 
@@ -80,14 +81,15 @@ def retry_failed(directory: str, *, progress: Report | None = None, stop: StopRe
     """Ask the retryable failures of the committed parts of ``directory`` again. Each part that had any gets a
     new revision: answers stay, old failures are replaced by new outcomes. Raises as ``run`` does."""
     started_s = time.monotonic()
-    stored, _ = read_job(existing_directory(directory))
-    job = Job.model_validate(stored)
+    job = _stored_job(existing_directory(directory))
     job = job.model_copy(update={"output": job.output.model_copy(update={"path": directory})})
     attempt = Attempt.begin(job, existing_directory)
     errand = FailedQuestions(attempt.state, attempt.corpus, keep=job.store.keep)
     if errand.records:
         with attempt.pool() as pool:
-            attempt.loop(pool, progress, stop).run(errand)
+            attempt.loop(pool, progress, stop, errand.extent).run(errand)
+    if attempt.state.is_finished:
+        attempt.state.finish()
     return attempt.summary(started_s)
 
 
@@ -108,16 +110,16 @@ class Attempt:
         reader = DocumentReader(job, reading)
         corpus = open_corpus(job.corpus, job.questions)
         directory = open_at(job.output.path)
-        settled = _with_dtype(job)
+        settled = with_dtype(job)
         profile = ensure_profile(settled, reading)
-        identity = identity_record(job) | {
-            "resolved": {
-                "dtype": settled.model.dtype,
-                "weights": reading.source.weights,
-                "tokenizer": reading.source.tokenizer,
-                "profile": profile.digest,
-            }
+        # What the model is, whatever the job called it: `auto` and its value are the same job.
+        model = {
+            "dtype": settled.model.dtype,
+            "weights": reading.source.weights,
+            "tokenizer": reading.source.tokenizer,
+            "profile": profile.digest,
         }
+        identity = identity_record(job) | {"model": model}
         plan = partial(make_plan, corpus, job.output.part_tokens)
         state = RunState.start(directory, job_record(job), identity, plan)
         verify_unchanged(state.plan, corpus)
@@ -146,8 +148,8 @@ class Attempt:
 
         return RayPool(self.job, settings, self.profile)
 
-    def loop(self, pool: Pool, progress: Report | None, stop: StopRequest | None) -> Loop:
-        """A loop over the parts that are not committed yet, with the others counted as done."""
+    def loop(self, pool: Pool, progress: Report | None, stop: StopRequest | None, total: Extent | None = None) -> Loop:
+        """A loop over the parts that are not committed yet, with the others counted as done; or over ``total``."""
         plan, records = self.state.plan, self.state.committed()
         committed = [part for part in plan.parts if part.index in records]
         past = Totals.of(records.values())
@@ -156,8 +158,10 @@ class Attempt:
             pool,
             batch_size=self.job.answer.batch_size,
             chunk_tokens=self.job.read.chunk_tokens,
-            total=Extent(len(plan.parts), plan.rows, plan.tokens),
-            done=Extent(
+            total=total or Extent(len(plan.parts), plan.rows, plan.tokens),
+            done=Extent(0, 0, 0)
+            if total
+            else Extent(
                 len(committed),
                 sum(part.rows for part in committed),
                 sum(part.tokens for part in committed),
@@ -174,13 +178,14 @@ class Attempt:
         plan, corpus = self.state.plan, self.corpus
         own = plan.rows - plan.unasked if corpus.corpus.question is not None else 0
         questions = plan.rows * len(corpus.asked) + own
-        return max(FEW_FAILURES - 1, int(self.job.output.max_failed_fraction * questions))
+        allowed = self.job.output.max_failed_fraction
+        return max(FEW_FAILURES - 1, int(allowed * questions)) if allowed else 0
 
     def summary(self, started_s: float) -> Summary:
         """What all attempts together came to, up to now."""
         output = self.job.output.path.rstrip("/")
         if "://" not in output:  # a Ray job runs in a copy of the directory it was sent from: say which
-            output = str(Path(output).absolute())
+            output = str(local_path(output).absolute())
         checks = check_answers(self.state, self.corpus)
         shown = tuple(islice(checks, _SHOWN_CHECKS))
         num_checked, num_correct = len(shown), sum(check.correct for check in shown)
@@ -199,11 +204,9 @@ class Attempt:
         )
 
 
-def _with_dtype(job: Job) -> Job:
-    """The job with ``model.dtype: auto`` settled here, for all workers: a driver without a GPU and its workers with
-    one agree, and so do a local pool and a Ray pool on one machine."""
-    if job.model.dtype != "auto":
-        return job
-    on_gpus = job.model.device == "auto" and job.pool.kind == "ray" and job.pool.num_gpus > 0
-    dtype = fast_dtype("cuda") if on_gpus else resolve_runtime(job.model).dtype
-    return job.model_copy(update={"model": job.model.model_copy(update={"dtype": dtype})})
+def _stored_job(directory: RunDirectory) -> Job:
+    stored, _ = read_job(directory)
+    try:
+        return Job.model_validate(stored)
+    except ValueError as error:
+        raise DirectoryError(f"{directory.url}: {JOB} is damaged or of another version: {error}") from error

@@ -19,6 +19,18 @@ from pipeline.sink import RunState
 
 
 @dataclass(frozen=True)
+class Extent:
+    """So much of a run: planned, or done before this process began. ``tokens``: as ``plan.Part`` estimates;
+    ``read_tokens``: as they were counted when they were read."""
+
+    parts: int
+    documents: int
+    tokens: int
+    failed: int = 0
+    read_tokens: int = 0
+
+
+@dataclass(frozen=True)
 class Row:
     """A row of the corpus in its part, or with ``document`` None the end of that part. ``only``: ids of the
     questions to ask of it (None: all)."""
@@ -89,6 +101,12 @@ class FailedQuestions(_OverParts):
         super().__init__(state, corpus, keep=keep)
         self.records = {index: record for index, record in state.committed().items() if record.retryable}
         self._failures: dict[int, list[Failure]] = {}
+
+    @property
+    def extent(self) -> Extent:
+        """How much there is to do; tokens are not known before the documents are read."""
+        again = {_row(f) for index in self.records for f in self._state.failures(index) if f.retryable}
+        return Extent(len(self.records), len(again), 0)
 
     def rows(self) -> Iterator[Row]:
         """The documents with such failures, each with the questions to ask again."""

@@ -19,7 +19,8 @@ from configs.schema import Job, Store
 from pipeline.corpus import CorpusFiles, open_corpus
 from pipeline.plan import Plan, make_plan
 from pipeline.reading import DocumentReader, Prepared
-from workers.loading import Reading, load_engine, load_reading, resolve_runtime
+from workers.errors import BackendUnavailable, ModelError
+from workers.loading import Reading, load_engine, load_reading, resolve_runtime, with_dtype
 from workers.messages import Ask, Encode, Encoded, Query, Run
 from workers.selection.profile import find_profile
 
@@ -82,16 +83,17 @@ class Estimate:
 def estimate(job: Job, *, measure: bool = True, tick: Tick | None = None) -> Estimate:
     """Read the whole corpus once and add up. ``tick(done, total)`` is called for every document. Raises
     ``JobError`` and ``ModelError`` as a run would."""
-    runtime = resolve_runtime(job.model)
+    job = with_dtype(job)
+    dtype = job.model.dtype
     reading = load_reading(job)
     reader = DocumentReader(job, reading)
     corpus = open_corpus(job.corpus, job.questions)
     counts, sample = _count(job, make_plan(corpus, job.output.part_tokens), corpus, reader, tick)
-    per_token = reading.shape.bytes_per_token(runtime.torch_dtype)
+    per_token = reading.shape.bytes_per_token(getattr(torch, dtype))
     unmeasured = _why_not_measured(job, reading, sample, measure)
     return Estimate(
         counts=counts,
-        dtype=runtime.dtype,
+        dtype=dtype,
         window=reading.shape.window,
         full_kv_bytes=counts.tokens * per_token,
         kept_kv_bytes=counts.kept_tokens * per_token,
@@ -156,6 +158,10 @@ def _why_not_measured(job: Job, reading: Reading, sample: Prepared | None, wante
     """Empty where a chunk can be measured."""
     if not wanted:
         return "not measured (--no-measure)"
+    try:
+        resolve_runtime(job.model)
+    except (ModelError, BackendUnavailable) as error:
+        return f"not measured: {error}"
     if sample is None:
         return "no document that can be read"
     if find_profile(job.model.profile, reading.source.weights) is None:

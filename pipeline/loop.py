@@ -12,8 +12,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from pipeline.errands import Errand, Row
+from pipeline.errands import Errand, Extent, Row
 from pipeline.errors import Interrupted, TooManyFailures
+from pipeline.outcome import Failure
 from pipeline.pool import TASKS_PER_WORKER, Pool
 from pipeline.reading import DocumentReader
 from pipeline.scheduler import Scheduler
@@ -33,22 +34,13 @@ class StopRequest:
         """Ask the run to stop."""
         self._wished.set()
 
+    is_watched = False
+    """Whether a loop looks at it yet. Before that nothing is begun, and an interrupt may end the process."""
+
     @property
     def is_set(self) -> bool:
         """Whether somebody asked."""
         return self._wished.is_set()
-
-
-@dataclass(frozen=True)
-class Extent:
-    """So much of a run: planned, or done before this process began. ``tokens``: as ``plan.Part`` estimates;
-    ``read_tokens``: as they were counted when they were read."""
-
-    parts: int
-    documents: int
-    tokens: int
-    failed: int = 0
-    read_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -105,6 +97,7 @@ class Loop:
         Raises ``Interrupted`` when asked to stop, ``TooManyFailures`` when more than ``max_failed`` questions
         have failed, now and before, and whatever the errand raises.
         """
+        self._stop.is_watched = True
         rows = errand.rows()
         upcoming = next(rows, None)
         self._tell()
@@ -117,14 +110,13 @@ class Loop:
                 upcoming = next(rows, None)
                 self._all_seen = upcoming is None
             self._submit()
-            changed = self._collect(0 if wanted else _WAIT_S)
+            self._collect(0 if wanted else _WAIT_S)
+            self._tell()
             self._refuse_too_many(max_failed)
             for part in self._scheduler.take_finished():
                 errand.commit(part)
                 self._pool.free(errand.unwanted(part))
                 self._num_parts_done += 1
-                changed = True
-            if changed:
                 self._tell()
 
     def _take(self, row: Row) -> None:
@@ -141,20 +133,21 @@ class Loop:
             self._pool.submit(*task)
             self._in_pool += 1
 
-    def _collect(self, timeout_s: float) -> bool:
-        """Take in what the pool has done; whether there was anything."""
+    def _collect(self, timeout_s: float) -> None:
+        """Take in what the pool has done."""
         finished = self._pool.wait(timeout_s) if self._in_pool else []
         for item in finished:
             self._in_pool -= 1
             self._scheduler.finish(item.task_id, item.result)
-        return bool(finished)
 
     def _refuse_too_many(self, max_failed: int | None) -> None:
         failed = self._done.failed + self._scheduler.num_failed
         if max_failed is not None and failed > max_failed:
+            classes = ", ".join(f"{error} {count}" for error, count in self._scheduler.errors.most_common())
             raise TooManyFailures(
-                f"{failed} questions failed, and output.max_failed_fraction allows {max_failed}; see failed/ for the "
-                "committed ones, mend the cause or allow more, and run the same command again"
+                f"{failed} questions failed ({classes or 'in earlier starts'}), and output.max_failed_fraction allows "
+                f"{max_failed}{_where(self._scheduler.last_failure)}. Mend the cause or allow more, and run the same "
+                "command again; what is committed stays"
             )
 
     def _tell(self) -> None:
@@ -174,3 +167,10 @@ class Loop:
                 elapsed_s=time.monotonic() - self._started_s,
             )
         )
+
+
+def _where(failure: Failure | None) -> str:
+    """The last failure as an example, with its place."""
+    if failure is None:
+        return ""
+    return f"; the last one: {failure.source_file} row {failure.source_row}: {failure.error}: {failure.message}"

@@ -25,6 +25,7 @@ from blake3 import blake3
 from pipeline.commit import CommitRecord, CommittedFile
 from pipeline.directory import RunDirectory
 from pipeline.errors import DirectoryError
+from pipeline.plan import Plan
 
 FORMAT = 1
 JOB = "_job/job.json"
@@ -67,6 +68,17 @@ def read_json(directory: RunDirectory, name: str) -> dict[str, Any] | None:
     return record
 
 
+def read_plan(directory: RunDirectory) -> Plan | None:
+    """The stored plan, or None where there is none. ``DirectoryError`` where it is damaged."""
+    content = directory.read(PLAN)
+    if content is None:
+        return None
+    try:
+        return Plan.from_json(content)
+    except (ValueError, KeyError, TypeError) as error:
+        raise DirectoryError(f"{directory.url}: {PLAN} is damaged: {error!r}") from error
+
+
 def read_job(directory: RunDirectory) -> tuple[dict[str, Any], dict[str, Any]]:
     """The job and the identity that the directory was started with. ``DirectoryError`` where it was not."""
     record = read_json(directory, JOB)
@@ -77,6 +89,8 @@ def read_job(directory: RunDirectory) -> tuple[dict[str, Any], dict[str, Any]]:
             f"{directory.url}: written in format {record.get('format')!r}, by another version of foveate; "
             f"this one reads format {FORMAT}"
         )
+    if not all(isinstance(record.get(key), dict) for key in ("job", "identity")):
+        raise DirectoryError(f"{directory.url}: {JOB} is damaged: it lacks job or identity")
     return record["job"], record["identity"]
 
 

@@ -12,13 +12,13 @@ the window and not by the corpus.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from pipeline.ledger import FinishedPart, PartBook, RowBook
-from pipeline.outcome import Answer
+from pipeline.outcome import Answer, Failure
 from pipeline.pool import Result
 from pipeline.reading import Prepared, Selection, fail
 from pipeline.retry import Again, CutSmaller, GiveUp, Split, Tally, judge
@@ -141,8 +141,14 @@ class Scheduler:
         self.encoded_tokens = 0
         """Tokens that came back from the pool as read, since the start."""
         self.num_documents_done = 0
-        self.num_failed = 0
+        self.errors: Counter[str] = Counter()
+        """Questions that ended as failures, since the start, by class of error."""
+        self.last_failure: Failure | None = None
+
+    @property
+    def num_failed(self) -> int:
         """Questions that ended as failures, since the start."""
+        return self.errors.total()
 
     # -- rows in, parts out ----------------------------------------------------------------------
 
@@ -171,7 +177,8 @@ class Scheduler:
         assert not book.closed
         row = RowBook(unfit, wanted)
         book.rows.append(row)
-        self.num_failed += len(unfit)
+        for failure in unfit:
+            self._count(failure)
         if not wanted:
             self.num_documents_done += 1
             return
@@ -329,8 +336,12 @@ class Scheduler:
             retryable=letter.retryable,
         )
         document.row.end(index, failure)
-        self.num_failed += 1
+        self._count(failure)
         self._question_ended(document)
+
+    def _count(self, failure: Failure) -> None:
+        self.errors[failure.error] += 1
+        self.last_failure = failure
 
     def _question_ended(self, document: _Document) -> None:
         """After the last question of a document: let go of it, and of what it made others wait for."""

@@ -41,6 +41,7 @@ from pipeline.records import (
     read_commits,
     read_committed,
     read_job,
+    read_plan,
     to_json,
     unnamed_files,
 )
@@ -72,15 +73,15 @@ class RunState:
         """
         if directory.read(JOB) is not None:
             _refuse_other_job(directory, identity)
-        stored = directory.read(PLAN)
-        planned = plan_factory().to_json() if stored is None else stored
+        stored = read_plan(directory)
+        plan = plan_factory() if stored is None else stored
         directory.sweep()
         directory.create(JOB, to_json({"format": FORMAT, "identity": identity, "job": job_record}))
         _refuse_other_job(directory, identity)
-        if stored is None and not directory.create(PLAN, planned):
-            planned = directory.read(PLAN) or planned
+        if stored is None and not directory.create(PLAN, plan.to_json()):
+            plan = read_plan(directory) or plan
         job, _ = read_job(directory)
-        return cls(directory, job, Plan.from_json(planned), _claim_epoch(directory))
+        return cls(directory, job, plan, _claim_epoch(directory))
 
     @property
     def is_finished(self) -> bool:
@@ -202,7 +203,7 @@ class RunState:
         if not outcomes:
             return None
         content = to_parquet(outcomes, schema)
-        if not self.directory.create(name, content):
+        if not self.directory.create(name, content) and self.directory.read(name) != content:
             raise FileExistsError(f"{self.directory.url}: {name} exists, though its name was drawn at random")
         return CommittedFile(name, len(outcomes), len(content), blake3(content).hexdigest())
 

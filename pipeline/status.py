@@ -16,13 +16,13 @@ from pipeline.directory import RunDirectory
 from pipeline.plan import Plan
 from pipeline.records import (
     EPOCHS,
-    PLAN,
     SUCCESS,
     EpochRecord,
     read_commits,
     read_committed,
     read_job,
     read_json,
+    read_plan,
     unnamed_files,
 )
 from pipeline.tables import ANSWER_SCHEMA, FAILURE_SCHEMA, to_table
@@ -51,8 +51,7 @@ class Status:
 def read_status(directory: RunDirectory) -> Status:
     """The status of a run, running or not. ``DirectoryError`` where none was started or a record is damaged."""
     read_job(directory)
-    content = directory.read(PLAN)
-    plan = Plan.from_json(content) if content is not None else Plan((), ())
+    plan = read_plan(directory) or Plan((), ())
     records = read_commits(directory)
     return Status(
         url=directory.url,

@@ -64,6 +64,16 @@ def fast_dtype(device: str) -> str:
     return "bfloat16" if native else "float32"
 
 
+def with_dtype(job: Job) -> Job:
+    """The job with ``model.dtype: auto`` settled here, for all workers: a driver without a GPU and its workers with
+    one agree, and so do a local pool and a Ray pool on one machine."""
+    if job.model.dtype != "auto":
+        return job
+    on_gpus = job.pool.kind == "ray" and job.pool.num_gpus > 0 and job.model.device != "cpu"
+    dtype = fast_dtype("cuda") if on_gpus else resolve_runtime(job.model).dtype
+    return job.model_copy(update={"model": job.model.model_copy(update={"dtype": dtype})})
+
+
 @dataclass(frozen=True)
 class Reading:
     """What the driver needs of the model: where it is, its sizes, and the prompt in pieces."""

@@ -86,13 +86,21 @@ def _converted(gguf: Path, digest: str) -> Path:
 def _downloaded(source: str) -> Path:
     """A hub id, through the hub's own cache. Names that look like paths are not looked up."""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
 
     known = "a directory, a .gguf file, package:NAME/FILE.gguf, or a hub id such as HuggingFaceTB/SmolLM2-135M-Instruct"
     try:
         return Path(snapshot_download(source, allow_patterns=["*.json", "*.safetensors", "*.model", "*.jinja"]))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise ModelError(f"model.source: {source}: unknown model ({type(error).__name__}); allowed: {known}") from error
+    except (RepositoryNotFoundError, HFValidationError) as error:
+        raise ModelError(f"model.source: {source}: unknown model; allowed: {known}") from error
+    except (HfHubHTTPError, LocalEntryNotFoundError) as error:
+        why = f"unknown model, or the hub cannot be reached: {str(error).strip().splitlines()[0]}"
+        raise ModelError(f"model.source: {source}: {why}; allowed: {known}") from error
 
 
 def _digest(files: list[Path]) -> str:

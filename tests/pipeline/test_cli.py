@@ -251,11 +251,18 @@ def test_ctrl_c_stops_cleanly_and_the_run_resumes(
     assert len(bench.rows()) == 48
 
 
+def test_ctrl_c_before_anything_is_begun_ends_the_process() -> None:
+    """Converting, calibrating and loading can take minutes, and leave nothing to clean up."""
+    with pytest.raises(KeyboardInterrupt), cli._stoppable():
+        signal.raise_signal(signal.SIGINT)
+
+
 def test_a_second_ctrl_c_ends_the_process() -> None:
     program = (
         "import signal, sys\n"
         "from pipeline import cli\n"
         "with cli._stoppable() as stop:\n"
+        "    stop.is_watched = True\n"
         "    signal.raise_signal(signal.SIGINT)\n"
         "    print('stopping', stop.is_set, flush=True)\n"
         "    signal.raise_signal(signal.SIGINT)\n"

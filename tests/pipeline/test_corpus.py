@@ -62,6 +62,17 @@ def test_no_file_comes_twice_and_the_order_of_patterns_counts(tree: Path) -> Non
     assert found == ["b.parquet", "a.parquet", "c.parquet"]
 
 
+def test_what_a_run_wrote_into_the_corpus_is_no_document(tmp_path: Path) -> None:
+    documents(tmp_path / "c" / "a.parquet", "one")
+    documents(tmp_path / "c" / "data" / "b.parquet", "two")
+    for name in ("data/part-0.parquet", "failed/part-0.parquet"):
+        documents(tmp_path / "c" / "out" / name, "an answer")
+    (tmp_path / "c" / "out" / "_job").mkdir()
+    (tmp_path / "c" / "out" / "_job" / "job.json").write_text("{}")
+    for path in (tmp_path / "c", tmp_path / "c" / "**" / "*.parquet", f"file://{tmp_path}/c"):
+        assert [Path(file.path).name for file in opened(path).files] == ["a.parquet", "b.parquet"]
+
+
 def test_a_file_whose_name_looks_like_a_glob_is_a_file(tmp_path: Path) -> None:
     assert len(opened(documents(tmp_path / "a[1].parquet", "x")).files) == 1
 
@@ -166,7 +177,7 @@ def test_a_job_question_cannot_take_the_name_of_a_rows_own(tmp_path: Path, taken
 @pytest.mark.parametrize(
     ("row", "words"),
     [
-        ({"question": "a", "length": 0}, "'length' is 0; allowed: 1 or more"),
+        ({"question": "a", "length": 0}, "'length' is 0; allowed: a whole number, 1 or more"),
         ({"question": ["a", "b"], "length": [5, -1]}, "'length' is -1"),
         ({"question": ["a", "b"], "length": [5]}, "has 1 values for 2 questions"),
         ({"question": ["a", "b"], "prefix": ["p", "q", "r"]}, "has 3 values for 2 questions"),

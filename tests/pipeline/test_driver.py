@@ -21,7 +21,7 @@ from pipeline.pool import Finished, LocalPool
 from pipeline.status import read_status
 from tests.pipeline.jobs import Bench, by_question
 from workers.border import Works
-from workers.loading import load_engine
+from workers.loading import load_engine, with_dtype
 from workers.messages import Answered, Ask, Encode, Encoded
 from workers.selection.profile import Profile
 
@@ -163,10 +163,33 @@ def test_another_model_under_the_same_name_is_refused(
     other = Profile(found.weights, ((0, 1),))
     other.save(bench.profile)
     try:
-        with pytest.raises(DirectoryError, match=r"resolved\.profile"):
+        with pytest.raises(DirectoryError, match=r"model\.profile"):
             run(bench.job("clean"))
     finally:
         found.save(bench.profile)
+
+
+def test_what_a_killed_driver_left_behind_goes_when_a_finished_run_is_started_again(bench: Bench) -> None:
+    job = bench.job("healed")
+    run(job)
+    [committed, *_] = sorted((bench.root / "healed" / "data").iterdir())
+    left = committed.with_name(committed.name.replace("-e1-", "-e9-"))
+    left.write_bytes(committed.read_bytes())
+    assert run(job).totals.answered
+    assert not left.exists() and committed.exists()
+
+
+def test_auto_and_what_it_became_are_the_same_job(bench: Bench, clean_rows: list[dict[str, Any]]) -> None:
+    settled = with_dtype(bench.job("clean"))
+    assert settled.model.dtype != "auto"
+    run(settled)
+    assert bench.rows("clean") == clean_rows
+
+
+def test_no_failure_at_all_may_be_allowed(tmp_path: Path, tiny_model: Path) -> None:
+    bench = Bench(tmp_path, tiny_model, [100, 0])
+    with pytest.raises(TooManyFailures, match=r"NullText 2\).*corpus\.parquet row 1: NullText"):
+        run(bench.job(output={"max_failed_fraction": 0.0}))
 
 
 def test_progress_ends_exact(bench: Bench) -> None:
@@ -278,7 +301,7 @@ class TestFailures:
 
     def test_a_few_failures_are_no_trend(self, tmp_path: Path, tiny_model: Path) -> None:
         bench = Bench(tmp_path, tiny_model, [100, 0, 0])
-        summary = run(bench.job(output={"max_failed_fraction": 0.0}))
+        summary = run(bench.job(output={"max_failed_fraction": 0.01}))
         assert (summary.totals.answered, summary.totals.failed) == (2, 4)
 
     def test_a_save_that_fails_ends_the_run_and_the_next_one_resumes(
