@@ -63,7 +63,7 @@ def run(job: Job, *, progress: Report | None = None, stop: StopRequest | None = 
     """Run ``job``, or resume it where its output directory says it was begun.
 
     Raises ``JobError`` or ``ModelError`` for what the user must mend, ``TooManyFailures`` once more than
-    ``output.max_failed_fraction`` of the planned questions (and at least ``FEW_FAILURES``) failed,
+    ``output.max_failed_fraction`` of the planned questions (and, unless it is 0, at least ``FEW_FAILURES``) failed,
     ``Interrupted`` after ``stop``, ``OSError`` where saving failed. All but the first leave a directory that
     the same call resumes.
     """
@@ -150,27 +150,24 @@ class Attempt:
 
     def loop(self, pool: Pool, progress: Report | None, stop: StopRequest | None, total: Extent | None = None) -> Loop:
         """A loop over the parts that are not committed yet, with the others counted as done; or over ``total``."""
-        plan, records = self.state.plan, self.state.committed()
-        committed = [part for part in plan.parts if part.index in records]
-        past = Totals.of(records.values())
+        plan = self.state.plan
         return Loop(
             self.reader,
             pool,
             batch_size=self.job.answer.batch_size,
             chunk_tokens=self.job.read.chunk_tokens,
             total=total or Extent(len(plan.parts), plan.rows, plan.tokens),
-            done=Extent(0, 0, 0)
-            if total
-            else Extent(
-                len(committed),
-                sum(part.rows for part in committed),
-                sum(part.tokens for part in committed),
-                past.failed,
-                past.document_tokens,
-            ),
+            done=Extent(0, 0, 0) if total else self._committed(),
             report=progress,
             stop=stop,
         )
+
+    def _committed(self) -> Extent:
+        records = self.state.committed()
+        parts = [part for part in self.state.plan.parts if part.index in records]
+        rows, tokens = sum(part.rows for part in parts), sum(part.tokens for part in parts)
+        past = Totals.of(records.values())
+        return Extent(len(parts), rows, tokens, past.failed, past.document_tokens)
 
     @property
     def max_failed(self) -> int:

@@ -87,8 +87,7 @@ class DocumentReader:
         self._shape: ModelShape = reading.shape
         self._read = job.read
         self._block_tokens = job.keep.block_tokens
-        budget = job.keep.budget
-        self._budget = UniformBudget(budget.tokens, job.keep.widen_tokens, budget.min_blocks_per_chunk)
+        self._budget = UniformBudget.of(job.keep)
         self._keeps_pairs = job.answer.over == "kept"
         for index, question in enumerate(job.questions):
             probe = self._frame.probe(question.id, question.text, question.answer_prefix)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 
 import numpy as np
@@ -51,10 +51,9 @@ class Method:
     @classmethod
     def of(cls, job: Job) -> Method:
         """Resolve a job's settings."""
-        budget = job.keep.budget
         return cls(
             block_tokens=job.keep.block_tokens,
-            budget=UniformBudget(budget.tokens, job.keep.widen_tokens, budget.min_blocks_per_chunk),
+            budget=UniformBudget.of(job.keep),
             skims=job.skims,
             carries=job.read.context == "carried",
             keeps_pairs=job.answer.over == "kept",
@@ -133,7 +132,7 @@ class Engine:
         places = range(len(self._anchor_ids))
         reading = SegmentPass(self._backend, (0, len(places)), last_layer=self._model.shape.num_layers - 1)
         self._model.run(self._anchor_ids, places, reading)
-        return Segment(reading.segment().keys, reading.segment().values)
+        return reading.shared_segment()
 
     # -- reading ---------------------------------------------------------------------------------
 
@@ -164,12 +163,8 @@ class Engine:
         return keys
 
     def _key(self, chunk: str, probe: Probe, context: str) -> BlockKey:
-        record = vars(self._identity) | {
-            "question": digest_tokens(probe.token_ids, probe.scored),
-            "chunk": chunk,
-            "context": context,
-        }
-        return Identity(**record).key()
+        question = digest_tokens(probe.token_ids, probe.scored)
+        return replace(self._identity, question=question, chunk=chunk, context=context).key()
 
     def _read(self, task: Encode, keys: list[list[BlockKey]]) -> list[list[KVBlock]]:
         """Compute what ``_kept`` did not find, chunk by chunk."""
@@ -181,7 +176,7 @@ class Engine:
             places = range(first, first + len(chunk.token_ids))
             reading = SegmentPass(self._backend, (0, len(places)), context, last_layer=self._last_layer)
             self._model.run(chunk.token_ids, places, reading)
-            pairs = Segment(reading.segment().keys, reading.segment().values)
+            pairs = reading.shared_segment()
             scores = self._probe(task.probes, [*context, pairs], pairs, places.stop)
             rows.append([self._leave(key, pairs, places, lse) for key, lse in zip(row_keys, scores, strict=True)])
             if self._method.carries:

@@ -82,6 +82,10 @@ class SegmentPass:
         """The pairs of this pass's own rows, split by its sequences, for later passes to read."""
         return Segment(self._keys, self._values, self._row_bounds)
 
+    def shared_segment(self) -> Segment:
+        """The same pairs, for every sequence of a later pass to read in full."""
+        return Segment(self._keys, self._values)
+
     def _own(self, layer: int, q_THD: Tensor, k_TGD: Tensor, v_TGD: Tensor, scale: float) -> Partial:
         if self._tail is not None:
             k_SGD, v_SGD, bounds = self._tail.extend(layer, k_TGD, v_TGD)

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from configs.schema import Keep
+
 Interval = tuple[int, int]
 """Half-open range of document positions, in tokens."""
 
@@ -62,6 +64,11 @@ class UniformBudget:
     tokens: int
     widen_tokens: int
     min_blocks_per_chunk: int = 0
+
+    @classmethod
+    def of(cls, keep: Keep) -> UniformBudget:
+        """The budget that a job asks for."""
+        return cls(keep.budget.tokens, keep.widen_tokens, keep.budget.min_blocks_per_chunk)
 
     def choose(self, table: BlockTable) -> list[Interval]:
         """The kept intervals, sorted and disjoint, at most ``tokens`` tokens in all."""
