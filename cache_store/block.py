@@ -1,11 +1,12 @@
 """What the store keeps, and under which name: ``KVBlock`` under ``BlockKey``, the digest of an ``Identity``.
 
-Suffixes: T kept tokens of a chunk, L layers, G kv heads, D head dimension; R scored probe rows, H retrieval
-heads, B blocks of the chunk.
+Every layer and kv head keeps tokens of its own, so pairs are ragged: N rows in all. Suffixes: L layers, G kv
+heads, D head dimension, T tokens that one head keeps, N the sum of them over layers and heads; R rows and H heads
+that a scorer reports, B blocks of the chunk.
 
-Invariants: everything that decides an entry's bytes is a field of ``Identity``, so two blocks of one key are
-interchangeable; every field, its name and its type reach the digest; a block is never written to after it was
-made.
+Invariants: a token that a head drops costs no byte; everything that decides an entry's bytes is a field of
+``Identity``, so two blocks of one key are interchangeable; every field, its name and its type reach the digest; a
+block is never written to after it was made.
 """
 
 from __future__ import annotations
@@ -13,12 +14,15 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
+from itertools import accumulate
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from blake3 import blake3
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 PAIR_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _HEX = re.compile(r"[0-9a-f]{64}")
@@ -55,11 +59,12 @@ class BlockKey:
 class Identity:
     """Everything that decides an entry's bytes.
 
-    ``weights``, ``tokenizer``: fingerprints. ``attention``: name of the backend. ``rope``, ``scorer`` (with
-    its profile's digest) and ``budget`` (with block and widening): canonical JSON. ``layers``: half-open
-    range whose pairs are stored, (0, 0) for scores only. ``heads``: kv heads, head dimension. ``question``:
-    digest of the question's tokens, None where the entry serves every question. ``chunk``: digest of its
-    tokens. ``context``: digest of what the chunk was read after (anchor tokens, carried kept sets).
+    ``weights``, ``tokenizer``: fingerprints. ``attention``: name of the backend. ``rope``, ``reading`` (which earlier
+    tokens a token reads, what is dropped on the way), ``scorer`` (with its profile's digest) and ``budget`` (with
+    block and widening): canonical JSON. ``layers``: half-open range whose pairs are stored, (0, 0) for scores only.
+    ``heads``: kv heads, head dimension. ``question``: digest of the question's tokens, None where the entry serves
+    every question. ``chunk``: digest of its tokens. ``context``: digest of what the chunk was read after (anchor
+    tokens, carried kept sets).
     """
 
     tenant: str
@@ -70,6 +75,7 @@ class Identity:
     rope: str
     layers: tuple[int, int]
     heads: tuple[int, int]
+    reading: str
     scorer: str
     budget: str
     question: str | None
@@ -82,33 +88,79 @@ class Identity:
         return BlockKey(blake3(_record(("foveate.block", FORMAT_VERSION, named))).digest())
 
 
+class HeadPairs(NamedTuple):
+    """What one layer and kv head keeps: ascending positions, and keys (not rotated) and values at them."""
+
+    positions_T: torch.Tensor
+    keys_TD: torch.Tensor
+    values_TD: torch.Tensor
+
+
 @dataclass(frozen=True, eq=False)
 class KVBlock:
     """What one chunk left behind for one question, in host memory.
 
-    ``positions_T``: int32 positions of the kept tokens relative to the chunk's start, so that equal chunks
-    of different documents share an entry. ``keys_LGTD`` are not rotated; both they and ``values_LGTD`` are
-    float32, bfloat16 or float16, and L may be 0 (scores only). ``lse_RHB``: float32 log-sum-exp of probe rows
-    by retrieval heads over each block. Readers must not write to any of them. Raises ValueError for shapes,
-    dtypes or devices that do not fit.
+    ``counts_LG``: int32, how many tokens each layer and kv head keeps; L may be 0 (scores only). The N rows of the
+    others are theirs, layer by layer and in it head by head. ``positions_N``: int32, relative to the chunk's start,
+    so that equal chunks of different documents share an entry; they rise within each head. ``keys_ND`` are not
+    rotated; both they and ``values_ND`` are float32, bfloat16 or float16. ``scores_RHB``: float32, what the scorer
+    said of each block. Readers must not write to any of them. Raises ValueError for shapes, dtypes, devices, counts
+    or positions that do not fit.
     """
 
     key: BlockKey
-    positions_T: torch.Tensor
-    keys_LGTD: torch.Tensor
-    values_LGTD: torch.Tensor
-    lse_RHB: torch.Tensor
+    counts_LG: torch.Tensor
+    positions_N: torch.Tensor
+    keys_ND: torch.Tensor
+    values_ND: torch.Tensor
+    scores_RHB: torch.Tensor
 
     def __post_init__(self) -> None:
-        keys, values = self.keys_LGTD, self.values_LGTD
-        _require(self.positions_T, "positions_T", dims=1, dtypes=(torch.int32,))
-        _require(keys, "keys_LGTD", dims=4, dtypes=PAIR_DTYPES)
-        _require(values, "values_LGTD", dims=4, dtypes=(keys.dtype,))
-        _require(self.lse_RHB, "lse_RHB", dims=3, dtypes=(torch.float32,))
+        keys, values = self.keys_ND, self.values_ND
+        _require(self.counts_LG, "counts_LG", dims=2, dtypes=(torch.int32,))
+        _require(self.positions_N, "positions_N", dims=1, dtypes=(torch.int32,))
+        _require(keys, "keys_ND", dims=2, dtypes=PAIR_DTYPES)
+        _require(values, "values_ND", dims=2, dtypes=(keys.dtype,))
+        _require(self.scores_RHB, "scores_RHB", dims=3, dtypes=(torch.float32,))
+        if bool((self.counts_LG < 0).any()):
+            raise ValueError(f"counts_LG: {int(self.counts_LG.min())} tokens; allowed: 0 or more")
         if values.shape != keys.shape:
-            raise ValueError(f"values_LGTD: {tuple(values.shape)} is not the shape of keys_LGTD: {tuple(keys.shape)}")
-        if keys.shape[2] != self.positions_T.shape[0]:
-            raise ValueError(f"keys_LGTD: {keys.shape[2]} tokens, but positions_T: {self.positions_T.shape[0]}")
+            raise ValueError(f"values_ND: {tuple(values.shape)} is not the shape of keys_ND: {tuple(keys.shape)}")
+        for name, rows in (("positions_N", len(self.positions_N)), ("keys_ND", len(keys))):
+            if rows != self._bounds[-1]:
+                raise ValueError(f"{name}: {rows} rows, but counts_LG: {self._bounds[-1]}")
+        self._require_order()
+
+    @classmethod
+    def of_heads(cls, key: BlockKey, heads: Sequence[Sequence[HeadPairs]], scores_RHB: torch.Tensor) -> KVBlock:
+        """The block of ``heads[layer][head]``, copied into host memory; no layers: scores only."""
+        flat = [pairs for layer in heads for pairs in layer]
+        if not flat:
+            none = torch.empty(0, 0)
+            return cls(key, none.int(), none.int().flatten(), none, none, scores_RHB.cpu())
+        counts_LG = torch.tensor([[len(pairs.positions_T) for pairs in layer] for layer in heads], dtype=torch.int32)
+        positions, keys, values = (torch.cat(tensors).cpu() for tensors in zip(*flat, strict=True))
+        return cls(key, counts_LG, positions.int(), keys, values, scores_RHB.cpu())
+
+    def rows(self, layer: int, head: int) -> slice:
+        """Where the pairs of a layer and kv head lie among the N."""
+        num_layers, num_heads = self.counts_LG.shape
+        if not (0 <= layer < num_layers and 0 <= head < num_heads):
+            raise IndexError(f"layer {layer}, head {head}: the block has {num_layers} layers of {num_heads} kv heads")
+        index = layer * num_heads + head
+        return slice(self._bounds[index], self._bounds[index + 1])
+
+    def positions(self, layer: int, head: int) -> torch.Tensor:
+        """Positions that a layer and kv head keeps, [T] int32, a view."""
+        return self.positions_N[self.rows(layer, head)]
+
+    def keys(self, layer: int, head: int) -> torch.Tensor:
+        """Un-rotated keys of a layer and kv head, [T, D], a view."""
+        return self.keys_ND[self.rows(layer, head)]
+
+    def values(self, layer: int, head: int) -> torch.Tensor:
+        """Values of a layer and kv head, [T, D], a view."""
+        return self.values_ND[self.rows(layer, head)]
 
     @property
     def tensors(self) -> dict[str, torch.Tensor]:
@@ -119,6 +171,23 @@ class KVBlock:
     def num_bytes(self) -> int:
         """Bytes of the tensors' elements."""
         return sum(tensor.nbytes for tensor in self.tensors.values())
+
+    @cached_property
+    def _bounds(self) -> tuple[int, ...]:
+        """Where each head's rows begin, and where the last one's end."""
+        return (0, *accumulate(self.counts_LG.flatten().tolist()))
+
+    def _require_order(self) -> None:
+        """Refuse positions that do not rise within a head; where one head ends and the next begins they may fall."""
+        positions = self.positions_N
+        stuck = positions[1:] <= positions[:-1]
+        stuck[[border - 1 for border in self._bounds if 0 < border < len(positions)]] = False
+        if bool(stuck.any()):
+            row = int(stuck.nonzero()[0])
+            raise ValueError(
+                f"positions_N: {int(positions[row + 1])} comes after {int(positions[row])} in one head; "
+                "allowed: positions that rise"
+            )
 
 
 def digest_tokens(*runs: Sequence[int]) -> str:

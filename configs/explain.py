@@ -13,11 +13,10 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from configs.closed import Conflict, Impossible
 from configs.overrides import Origin
-from configs.schema import Conflict, Impossible, Job
 from configs.shape import Path, Slot, all_keys, kinds, show_path
 
-ROOT = Slot(Job)
 _LIKE = 0.7  # how alike two keys are to be taken for one; at difflib's own 0.6 "windw" is like "kind"
 _TYPE_NAMES = {
     bool: "a boolean",
@@ -39,16 +38,24 @@ _WRONG = {
 }
 
 
-def explain(error: ValidationError, values: object, origin: Origin) -> list[str]:
-    """One line for each problem in ``values``, the plain values the job was made of."""
+def explain(error: ValidationError, values: object, origin: Origin, root: Slot) -> list[str]:
+    """One line for each problem in ``values``, the plain values that ``root`` was to be made of."""
     lines: list[str] = []
-    for detail in error.errors(include_url=False):
+    details = error.errors(include_url=False)
+    broken = [detail["loc"] for detail in details]
+    for detail in details:
+        if detail["type"] == "too_short" and any(_inside(loc, detail["loc"]) for loc in broken):
+            continue  # a list whose only items are wrong is not also called empty
         reason = detail.get("ctx", {}).get("error")
         if isinstance(reason, Impossible):
             lines += [_conflict_line(conflict, origin) for conflict in reason.conflicts]
         else:
-            lines.append(_line(detail, values, origin))
+            lines.append(_line(detail, values, origin, root))
     return list(dict.fromkeys(lines))
+
+
+def _inside(location: tuple[int | str, ...], around: tuple[int | str, ...]) -> bool:
+    return len(location) > len(around) and location[: len(around)] == around
 
 
 def _conflict_line(conflict: Conflict, origin: Origin) -> str:
@@ -62,11 +69,11 @@ def _path_of(key: str) -> Path:
     return tuple(int(part) if part.isdigit() else part for part in parts)
 
 
-def _line(detail: ErrorDetails, values: object, origin: Origin) -> str:
-    path, slot = _locate(detail["loc"], values)
+def _line(detail: ErrorDetails, values: object, origin: Origin, root: Slot) -> str:
+    path, slot = _locate(detail["loc"], values, root)
     kind = detail["type"]
     if kind == "extra_forbidden":
-        return f"{_blame(path, origin)}: {show_path(path)}: {_unknown_key(path, slot, values)}"
+        return f"{_blame(path, origin)}: {show_path(path)}: {_unknown_key(path, slot, values, root)}"
     if kind.startswith("union_tag"):
         path, missing = (*path, "kind"), kind == "union_tag_not_found"
         choices = kinds(slot.models())
@@ -79,11 +86,11 @@ def _line(detail: ErrorDetails, values: object, origin: Origin) -> str:
     return f"{_blame(path, origin)}: {show_path(path)}: {problem}; allowed: {allowed}{hint}"
 
 
-def _locate(location: tuple[int | str, ...], values: object) -> tuple[Path, Slot]:
+def _locate(location: tuple[int | str, ...], values: object, root: Slot) -> tuple[Path, Slot]:
     """The path and slot that pydantic's location means. It names the chosen kind of a union, and of a plain
     union the member that failed: neither is a key. For an unknown key the slot is its parent's."""
     path: Path = ()
-    slot, kind_is_next = ROOT, False
+    slot, kind_is_next = root, False
     for part in location:
         if kind_is_next:
             kind_is_next = False
@@ -115,7 +122,7 @@ def _blame(path: Path, origin: Origin) -> str:
     return own if beside in (own, origin.file) else f"{own}, {beside}"
 
 
-def _unknown_key(path: Path, slot: Slot, values: object) -> str:
+def _unknown_key(path: Path, slot: Slot, values: object, root: Slot) -> str:
     """Say where the key was meant to stand: under a like name, beside another kind, or in another section."""
     parent, name = _at(values, path[:-1]), str(path[-1])
     model = slot.model_for(parent)
@@ -127,7 +134,7 @@ def _unknown_key(path: Path, slot: Slot, values: object) -> str:
     siblings = kinds(tuple(other for other in slot.models() if name in other.model_fields))
     if siblings:
         return f"unknown key for kind: {parent['kind']}, known for kind: {' or '.join(siblings)}; {allowed}"
-    elsewhere = [show_path(key) for key in all_keys(ROOT) if key[-1] == name and name != "kind"]
+    elsewhere = [show_path(key) for key in all_keys(root) if key[-1] == name and name != "kind"]
     hint = f"did you mean {' or '.join(elsewhere)}? " if elsewhere else ""
     return f"unknown key; {hint}{allowed}"
 

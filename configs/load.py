@@ -1,7 +1,7 @@
-"""A YAML file and dotted overrides to a ``Job``, and a ``Job`` back to plain records.
+"""A YAML file and dotted overrides to a ``Job`` or an ``Evaluation``, and a ``Job`` back to plain records.
 
-Invariants: a job that loads is complete and possible, or ``ConfigError`` says every reason at once; types are
-taken as written (``"5"`` and ``true`` are not integers); relative paths in a job stay as they are and mean
+Invariants: what loads is complete and possible, or ``ConfigError`` says every reason at once; types are
+taken as written (``"5"`` and ``true`` are not integers); relative paths in a file stay as they are and mean
 what they mean to any command: relative to the current directory, not to the file. Records hold what JSON can.
 """
 
@@ -9,18 +9,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
+from configs.closed import Closed
 from configs.errors import ConfigError
-from configs.explain import ROOT, explain, show
+from configs.evaluation import Evaluation
+from configs.explain import explain, show
 from configs.overrides import Origin, apply, parse_override
 from configs.schema import Job
-from configs.shape import show_path
+from configs.shape import Slot, show_path
 from configs.text import dump, parse
 
-__all__ = ["ConfigError", "differences", "identity_record", "job_record", "job_yaml", "load_job"]
+__all__ = ["ConfigError", "differences", "identity_record", "job_record", "job_yaml", "load_evaluation", "load_job"]
+
+Root = TypeVar("Root", bound=Closed)
 
 # What may change between a run and its resume: who works, where results lie, when to give up.
 _NOT_IDENTITY: dict[str, Any] = {
@@ -34,24 +38,34 @@ def load_job(path: Path | str, overrides: Sequence[str] = ()) -> Job:
     """The job in the YAML file ``path`` with ``overrides`` laid over it, the last one last:
     ``read.chunk_tokens=1024``, ``questions[0].text=Who?``, ``pool={kind: local}``. Raises ``ConfigError``
     with one line per problem."""
-    values: Any = _read(Path(path))
-    origin = Origin(str(path))
+    return _load(Job, Path(path), overrides)
+
+
+def load_evaluation(path: Path | str, overrides: Sequence[str] = ()) -> Evaluation:
+    """The evaluation in the YAML file ``path``, with overrides and errors as ``load_job`` has them."""
+    return _load(Evaluation, Path(path), overrides)
+
+
+def _load(model: type[Root], path: Path, overrides: Sequence[str]) -> Root:
+    """What the file says, as ``model``, the root of its kind of file."""
+    root, origin = Slot(model), Origin(str(path))
+    values: Any = _read(path, root)
     problems: list[str] = []
     for text in overrides:
         try:
-            values = apply(parse_override(text), values, ROOT, origin)
+            values = apply(parse_override(text), values, root, origin)
         except ConfigError as error:
             problems.append(str(error))
     try:
-        job = Job.model_validate(_with_tuples(values), strict=True)
+        loaded = model.model_validate(_with_tuples(values), strict=True)
     except ValidationError as error:
-        raise ConfigError("\n".join(problems + explain(error, values, origin))) from error
+        raise ConfigError("\n".join(problems + explain(error, values, origin, root))) from error
     if problems:
         raise ConfigError("\n".join(problems))
-    return job
+    return loaded
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path, root: Slot) -> dict[str, Any]:
     """The mapping in a file; overrides need one to stand on, so these errors come alone."""
     try:
         text = path.read_bytes().decode("utf-8-sig")
@@ -62,14 +76,14 @@ def _read(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: line {line}: byte 0x{error.object[error.start]:02x} is not UTF-8") from error
     values = parse(text, str(path))
     if values is None:
-        raise ConfigError(f"{path}: the file is empty; allowed: {ROOT.allowed()}")
+        raise ConfigError(f"{path}: the file is empty; allowed: {root.allowed()}")
     if not isinstance(values, dict):
-        raise ConfigError(f"{path}: the file holds {show(values)}; allowed: {ROOT.allowed()}")
+        raise ConfigError(f"{path}: the file holds {show(values)}; allowed: {root.allowed()}")
     return values
 
 
 def _with_tuples(value: Any) -> Any:
-    """Lists as tuples: a frozen job has no lists, and strict validation takes types as they are."""
+    """Lists as tuples: a frozen model has no lists, and strict validation takes types as they are."""
     if isinstance(value, dict):
         return {key: _with_tuples(item) for key, item in value.items()}
     return tuple(_with_tuples(item) for item in value) if isinstance(value, list) else value

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, ByteSize, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-# A field's ``description`` is what an error message offers as allowed, where its type does not say it well.
-Positive = Annotated[int, Field(ge=1)]
+from configs.closed import Closed, Conflict, Impossible, Positive
+from configs.conflicts import method_conflicts
+from configs.stages import AnswerOver, Keep, Read
+
 Name = Annotated[
     str,
     Field(
@@ -34,27 +36,6 @@ def _whole_size(value: object) -> object:
 
 
 Bytes = Annotated[ByteSize, BeforeValidator(_whole_size)]
-
-
-class Closed(BaseModel):
-    """Base of every model here: frozen, no unknown keys, no silent conversions of strings to numbers."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, allow_inf_nan=False)
-
-
-class Conflict(NamedTuple):
-    """Keys whose values cannot stand together, and a message that names them and what is allowed."""
-
-    keys: tuple[str, ...]
-    message: str
-
-
-class Impossible(ValueError):
-    """A job whose keys are all well-formed and that still cannot work: every ``Conflict`` in it."""
-
-    def __init__(self, conflicts: Iterable[Conflict]) -> None:
-        self.conflicts = tuple(conflicts)
-        super().__init__("\n".join(conflict.message for conflict in self.conflicts))
 
 
 class Corpus(Closed):
@@ -106,56 +87,6 @@ class Model(Closed):
     attention: Literal["auto", "cpu", "flash", "torch_flash"] = "auto"
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda, cuda:N")] = "auto"
     profile: str = "auto"
-
-
-class DensePattern(Closed):
-    """Every token of a chunk reads every earlier token of it."""
-
-    kind: Literal["dense"] = "dense"
-
-
-class Read(Closed):
-    """How documents are read. ``isolated``: a chunk sees itself only, all in parallel. ``carried``: a chunk
-    also reads the kept sets of the earlier chunks, in order. ``skim: auto`` stops the encode pass at the
-    last retrieval layer where the answer does not need deeper pairs (``answer.over: reread``)."""
-
-    chunk_tokens: Annotated[int, Field(ge=32)] = 2048
-    context: Literal["isolated", "carried"] = "isolated"
-    pattern: DensePattern = DensePattern()
-    skim: Literal["auto"] | bool = "auto"
-
-
-class ProbeScorer(Closed):
-    """Relevance = the share of the question's attention, over the calibrated retrieval heads."""
-
-    kind: Literal["probe"] = "probe"
-
-
-class UniformBudget(Closed):
-    """The ``tokens`` most relevant tokens of a document, the same ones in all layers and heads;
-    every chunk keeps at least its best ``min_blocks_per_chunk`` blocks while the budget lasts."""
-
-    kind: Literal["uniform"] = "uniform"
-    tokens: Positive = 1024
-    min_blocks_per_chunk: Annotated[int, Field(ge=0)] = 0
-
-
-class Keep(Closed):
-    """What survives reading. Each kept block is widened by ``widen_tokens`` on both sides, so that a fact
-    on a block border is not cut; the widened tokens count against the budget."""
-
-    block_tokens: Positive = 32
-    widen_tokens: Annotated[int, Field(ge=0)] = 16
-    scorer: ProbeScorer = ProbeScorer()
-    budget: UniformBudget = UniformBudget()
-
-
-class AnswerOver(Closed):
-    """``reread``: the kept text is read once more, together. ``kept``: the kept pairs at compact positions.
-    ``batch_size`` questions are decoded together; the plan fixes which, so timing never changes an answer."""
-
-    over: Literal["reread", "kept"] = "reread"
-    batch_size: Positive = 8
 
 
 class MemoryTier(Closed):
@@ -232,13 +163,19 @@ class Job(Closed):
 
     @property
     def skims(self) -> bool:
-        """Whether the encode pass stops at the last retrieval layer."""
-        return self.answer.over == "reread" if self.read.skim == "auto" else self.read.skim
+        """Whether the encode pass stops at the last layer that the scorer looks at."""
+        return not self.keeps_pairs if self.read.skim == "auto" else self.read.skim
+
+    @property
+    def keeps_pairs(self) -> bool:
+        """Whether answers come from kept pairs; otherwise from kept text."""
+        return self.answer.over == "kept"
 
     @model_validator(mode="after")
     def _possible(self) -> Job:
         """Refuse combinations that cannot work; each message names the keys to change."""
-        conflicts = [*_question_conflicts(self), *_reading_conflicts(self), *_store_conflicts(self)]
+        methods = method_conflicts(self.read, self.keep, self.answer)
+        conflicts = [*_question_conflicts(self), *methods, *_store_conflicts(self)]
         if conflicts:
             raise Impossible(conflicts)
         return self
@@ -255,28 +192,6 @@ def _question_conflicts(job: Job) -> Iterable[Conflict]:
         if name in ids[:index]:
             keys = (f"questions[{index}].id", f"questions[{ids.index(name)}].id")
             yield Conflict(keys, f"{keys[0]}: {name!r} is already the id of {keys[1][:-3]}; allowed: unique ids")
-
-
-def _reading_conflicts(job: Job) -> Iterable[Conflict]:
-    chunk, block = job.read.chunk_tokens, job.keep.block_tokens
-    if job.read.skim is True and job.answer.over == "kept":
-        yield Conflict(
-            ("read.skim", "answer.over"),
-            "read.skim: true keeps no pairs above the last retrieval layer, but answer.over: kept "
-            "needs all layers; allowed: read.skim: auto or false, or answer.over: reread",
-        )
-    if chunk % block:
-        yield Conflict(
-            ("read.chunk_tokens", "keep.block_tokens"),
-            f"read.chunk_tokens: {chunk} is not a multiple of keep.block_tokens: {block}; "
-            f"allowed: multiples, such as {(chunk // block + 1) * block}",
-        )
-    if job.keep.budget.tokens < block:
-        yield Conflict(
-            ("keep.budget.tokens", "keep.block_tokens"),
-            f"keep.budget.tokens: {job.keep.budget.tokens} is less than one block "
-            f"(keep.block_tokens: {block}); allowed: {block} or more",
-        )
 
 
 def _store_conflicts(job: Job) -> Iterable[Conflict]:

@@ -1,7 +1,7 @@
-"""What may stand at each key path of a job, read off the models of ``schema``: for messages and overrides.
+"""What may stand at each key path of a file, read off the models of its root: for messages and overrides.
 
 A path is a tuple of keys and list indices, shown as ``store.tiers[0].max_bytes``. A slot is one place of a
-job: its type and constraints. Nothing here names a field of the schema, so that a new method of the
+file: its type and constraints. Nothing here names a field of the schema, so that a new method of the
 literature needs no line in this file.
 """
 
@@ -30,7 +30,7 @@ _WORDS: dict[Any, str] = {
 
 @dataclass(frozen=True)
 class Slot:
-    """One place of a job. ``field`` is None for the job itself and for the items of a list."""
+    """One place of a file. ``field`` is None for the root, which is no field of anything."""
 
     annotation: Any
     field: FieldInfo | None = None
@@ -59,11 +59,15 @@ class Slot:
     def child(self, part: str | int, value: object) -> Slot | None:
         """The slot at key or index ``part`` of ``value``, which stands here; None where there is none."""
         if isinstance(part, int):
-            items = [get_args(option)[0] for option in self.options() if get_origin(option) is tuple]
-            return Slot(items[0]) if items else None
+            return next(iter(self.items()), None)
         model = self.model_for(value)
         field = model.model_fields.get(part) if model else None
         return Slot(field.annotation, field) if field else None
+
+    def items(self) -> tuple[Slot, ...]:
+        """The slot of a list's items, where a list may stand here."""
+        lists = [get_args(option)[0] for option in self.options() if get_origin(option) is tuple]
+        return tuple(Slot(item, FieldInfo.from_annotation(item)) for item in lists)
 
     def choices(self) -> tuple[str, ...]:
         """The words that may stand here, where it is a choice among words."""
@@ -96,7 +100,7 @@ def _word(option: Any) -> str:
     if get_origin(option) is Literal:
         return ", ".join(str(word) for word in get_args(option))
     if get_origin(option) is tuple:
-        return f"list of ({Slot(get_args(option)[0]).allowed()})"
+        return f"list of ({Slot(option).items()[0].allowed()})"
     if option in _WORDS:
         return _WORDS[option]
     return f"mapping with the keys {', '.join(option.model_fields)}"
@@ -128,6 +132,5 @@ def all_keys(slot: Slot, path: Path = ()) -> Iterator[Path]:
         for name, field in model.model_fields.items():
             yield (*path, name)
             yield from all_keys(Slot(field.annotation, field), (*path, name))
-    for option in slot.options():
-        if get_origin(option) is tuple:
-            yield from all_keys(Slot(get_args(option)[0]), (*path, 0))
+    for item in slot.items():
+        yield from all_keys(item, (*path, 0))

@@ -141,22 +141,53 @@ def doctor() -> None:
 def calibrate(
     model: Annotated[str, typer.Option(metavar="SOURCE", help="The model, as model.source names it.")],
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="Where to write; default: the cache.")] = None,
+    gate: Annotated[bool, typer.Option("--gate", help="Train a gate on --text instead.")] = False,
+    heads: Annotated[bool, typer.Option("--heads", help="Find roles of kv heads on --text instead.")] = False,
+    text: Annotated[list[Path] | None, typer.Option(metavar="FILE", help="UTF-8 text, as often as needed.")] = None,
     device: Annotated[str, typer.Option(help="As model.device.")] = "auto",
     dtype: Annotated[str, typer.Option(help="As model.dtype.")] = "auto",
     attention: Annotated[str, typer.Option(help="As model.attention.")] = "auto",
     held_out: Annotated[bool, typer.Option(help="Measure recall on held-out questions: twice the time.")] = True,
     max_chars: Annotated[int | None, typer.Option(min=1, help="Shorten the exam: quicker and less certain.")] = None,
+    max_free: Annotated[float, typer.Option(min=0, max=1, help="Most kv heads that stream or are pruned.")] = 0.5,
 ) -> None:
-    """Find a model's retrieval heads: minutes on a CPU."""
-    from pipeline.calibration import calibrate_model, model_from
-    from pipeline.screen import print_profile
+    """Find a model's retrieval heads, train its gate, or find what its kv heads are for: minutes on a CPU."""
+    from pipeline import calibration
+    from pipeline.screen import print_gate, print_head_map, print_profile
 
-    chosen = model_from(source=model, device=device, dtype=dtype, attention=attention)
-    console = Console(stderr=True)
+    if gate and heads:
+        raise ConfigError("--gate, --heads: both given; allowed: one of them, or none for retrieval heads")
+    if (gate or heads) != bool(text):
+        raise ConfigError("--text: goes with --gate or --heads, which need it; without them it has no use")
+    chosen = calibration.model_from(source=model, device=device, dtype=dtype, attention=attention)
+    console, page = Console(stderr=True), Console()
     with console.status("calibrating") as status:
         say = status.update if console.is_terminal else console.print
-        profile, path = calibrate_model(chosen, out, held_out=held_out, max_chars=max_chars, report=say)
-    print_profile(Console(), profile, str(path))
+        if gate:
+            print_gate(page, *calibration.train_gate(chosen, out, texts=text or (), report=say))
+        elif heads:
+            print_head_map(page, *calibration.map_heads(chosen, out, texts=text or (), max_free=max_free, report=say))
+        else:
+            found = calibration.calibrate_model(chosen, out, held_out=held_out, max_chars=max_chars, report=say)
+            print_profile(page, *found)
+
+
+@app.command()
+def evaluate(
+    file: Annotated[Path, typer.Argument(metavar="EVAL.yaml", help="The evaluation file.")],
+    settings: Settings = None,
+    output: Annotated[str | None, typer.Option(metavar="DIR", help="Same as --set output.path=DIR.")] = None,
+    title: Annotated[str, typer.Option(help="Heading of the page of tables.")] = "Results",
+) -> None:
+    """Compare methods on tasks, lengths and budgets, or go on where it stopped."""
+    from configs.load import load_evaluation
+
+    evaluation = load_evaluation(file, [*(settings or ()), *_as_settings(output)])
+    from pipeline.evaluation.pages import write_pages
+    from pipeline.evaluation.runner import evaluate as run_evaluation
+
+    for path in write_pages(evaluation, run_evaluation(evaluation), title):
+        print(path)
 
 
 @app.command()

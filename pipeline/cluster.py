@@ -13,19 +13,19 @@ import math
 import socket
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
-from configs.schema import Job, RayWorkers
+from configs.schema import RayWorkers
 from pipeline.errors import JobError, WorkersUnavailable
-from pipeline.pool import TASKS_PER_WORKER, Finished, Pool, WorkerLost
+from pipeline.pool import TASKS_PER_WORKER, Done, Finished, Pool, Task, WorkerLost
 from workers.actors import EngineActor, Place
-from workers.messages import Ask, Encode, WorkError
-from workers.selection.profile import Profile
+from workers.border import Works
+from workers.messages import WorkError
 
 MAX_FAILED_STARTS = 3
 """In a row, before the run gives up on its workers."""
@@ -49,10 +49,12 @@ class _Worker:
     errors_in_a_row: int = 0
 
 
-class RayPool(Pool):
+class RayPool(Pool[Task, Done]):
     """Actors that each run one engine, started as there is work for them."""
 
-    def __init__(self, job: Job, settings: RayWorkers, profile: Profile, actor_class: Any = EngineActor) -> None:
+    def __init__(
+        self, make_engine: Callable[[], Works[Task, Done]], settings: RayWorkers, actor_class: Any = EngineActor
+    ) -> None:
         """Connects to the cluster, or starts one. Raises ``JobError`` where there is no such cluster."""
         self._settings = settings
         self._ours = connect(settings)
@@ -62,9 +64,9 @@ class RayPool(Pool):
             num_gpus=settings.num_gpus,
             runtime_env={"env_vars": {"OMP_NUM_THREADS": str(num_threads)}},
         )
-        self._arguments = (job, profile, num_threads)
+        self._arguments = (make_engine, num_threads)
         self._workers: list[_Worker] = []
-        self._waiting: deque[tuple[int, Encode | Ask]] = deque()
+        self._waiting: deque[tuple[int, Task]] = deque()
         self._failed_on: dict[int, _Worker] = {}
         self._failed_starts = 0
         self._quiet_since_s = time.monotonic()
@@ -79,12 +81,12 @@ class RayPool(Pool):
         """Where the workers are that are ready."""
         return tuple(worker.place for worker in self._workers if worker.place is not None)
 
-    def submit(self, task_id: int, task: Encode | Ask) -> None:
+    def submit(self, task_id: int, task: Task) -> None:
         """As ``Pool.submit``."""
         self._waiting.append((task_id, task))
         self._hand_out()
 
-    def wait(self, timeout_s: float) -> list[Finished]:
+    def wait(self, timeout_s: float) -> list[Finished[Done]]:
         """As ``Pool.wait``. Raises ``WorkersUnavailable`` when no worker can start."""
         refs = {worker.ready: worker for worker in self._workers if worker.place is None}
         refs |= {ref: worker for worker in self._workers for ref in worker.tasks.values()}
@@ -93,7 +95,7 @@ class RayPool(Pool):
         done, _ = ray.wait(list(refs), timeout=timeout_s)
         if done:
             done, _ = ray.wait(list(refs), num_returns=len(refs), timeout=0)
-        finished: list[Finished] = []
+        finished: list[Finished[Done]] = []
         for ref in done:
             worker = refs[ref]
             if worker not in self._workers:
@@ -136,7 +138,7 @@ class RayPool(Pool):
             actor = self._actor_class.remote(*self._arguments)
             self._workers.append(_Worker(actor, actor.place.remote()))
 
-    def _take_ready(self, worker: _Worker) -> list[Finished]:
+    def _take_ready(self, worker: _Worker) -> list[Finished[Done]]:
         try:
             worker.place = ray.get(worker.ready)
             self._failed_starts = 0
@@ -151,7 +153,7 @@ class RayPool(Pool):
             return self._replace(worker, blame=False)
         return []
 
-    def _take_result(self, worker: _Worker, ref: ray.ObjectRef[Any]) -> list[Finished]:
+    def _take_result(self, worker: _Worker, ref: ray.ObjectRef[Any]) -> list[Finished[Done]]:
         task_id = next(task_id for task_id, own in worker.tasks.items() if own == ref)
         try:
             result = ray.get(ref)
@@ -173,7 +175,7 @@ class RayPool(Pool):
             worker.errors_in_a_row = 0
         return finished
 
-    def _replace(self, worker: _Worker, *, blame: bool) -> list[Finished]:
+    def _replace(self, worker: _Worker, *, blame: bool) -> list[Finished[Done]]:
         """Give up a worker; the next one starts when there is work for it. ``blame``: the task that it ran
         may have been the cause."""
         self._workers.remove(worker)

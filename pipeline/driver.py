@@ -25,11 +25,18 @@ from pipeline.errors import DirectoryError
 from pipeline.loop import Loop, Progress, StopRequest
 from pipeline.objects import local_path
 from pipeline.plan import make_plan, verify_unchanged
-from pipeline.pool import LocalPool, Pool
+from pipeline.pool import EnginePool, LocalPool
 from pipeline.reading import DocumentReader
 from pipeline.records import ANSWERS, FAILURES, JOB, read_job
 from pipeline.sink import RunState
-from workers.loading import ensure_profile, load_engine, load_reading, resolve_runtime, with_dtype
+from workers.loading import (
+    find_or_calibrate,
+    load_engine,
+    load_method,
+    load_reading,
+    resolve_runtime,
+    with_dtype,
+)
 from workers.selection.profile import Profile
 
 __all__ = ["Progress", "StopRequest", "Summary", "retry_failed", "run"]
@@ -98,7 +105,7 @@ class Attempt:
     """One process's attempt at a job: everything checked and opened, no engine started yet."""
 
     job: Job
-    profile: Profile
+    profile: Profile | None
     reader: DocumentReader
     corpus: CorpusFiles
     state: RunState
@@ -107,17 +114,21 @@ class Attempt:
     def begin(cls, job: Job, open_at: Callable[[str], RunDirectory]) -> Attempt:
         """Check model, corpus and directory, cheapest first, and claim an epoch of the run."""
         reading = load_reading(job)
-        reader = DocumentReader(job, reading)
         corpus = open_corpus(job.corpus, job.questions)
         directory = open_at(job.output.path)
         settled = with_dtype(job)
-        profile = ensure_profile(settled, reading)
+        profile = find_or_calibrate(settled, reading)
+        method = load_method(job, reading, profile)
+        reader = DocumentReader(job, reading, method.scorer, method.budget)
         # What the model is, whatever the job called it: `auto` and its value are the same job.
         model = {
             "dtype": settled.model.dtype,
             "weights": reading.source.weights,
             "tokenizer": reading.source.tokenizer,
-            "profile": profile.digest,
+            "profile": profile.digest if profile else None,
+            "scorer": method.scorer.record,
+            "budget": method.budget.record,
+            "reading": method.record,
         }
         identity = identity_record(job) | {"model": model}
         plan = partial(make_plan, corpus, job.output.part_tokens)
@@ -139,16 +150,18 @@ class Attempt:
         done = len(self.state.committed())
         _log.info("%d documents in %d parts, %d of them committed", plan.rows, len(plan.parts), done)
 
-    def pool(self) -> Pool:
+    def pool(self) -> EnginePool:
         """Engines as the job wants them, started."""
-        settings = self.job.pool
+        settings, make_engine = self.job.pool, partial(load_engine, self.job, self.profile)
         if settings.kind == "local":
-            return LocalPool(lambda: load_engine(self.job, self.profile), settings.workers)
+            return LocalPool(make_engine, settings.workers)
         from pipeline.cluster import RayPool  # no Ray without a Ray pool
 
-        return RayPool(self.job, settings, self.profile)
+        return RayPool(make_engine, settings)
 
-    def loop(self, pool: Pool, progress: Report | None, stop: StopRequest | None, total: Extent | None = None) -> Loop:
+    def loop(
+        self, pool: EnginePool, progress: Report | None, stop: StopRequest | None, total: Extent | None = None
+    ) -> Loop:
         """A loop over the parts that are not committed yet, with the others counted as done; or over ``total``."""
         plan = self.state.plan
         return Loop(

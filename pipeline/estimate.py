@@ -18,10 +18,20 @@ import torch
 from configs.schema import Job, Store
 from pipeline.corpus import CorpusFiles, open_corpus
 from pipeline.plan import Plan, make_plan
-from pipeline.reading import DocumentReader, Prepared
+from pipeline.prepared import Prepared
+from pipeline.preparing import Preparer
 from workers.errors import BackendUnavailable, ModelError
-from workers.loading import Reading, load_engine, load_reading, resolve_runtime, with_dtype
+from workers.loading import (
+    Reading,
+    find_or_calibrate,
+    load_engine,
+    load_reading,
+    resolve_runtime,
+    with_dtype,
+)
 from workers.messages import Ask, Encode, Encoded, Query, Run
+from workers.method import needs_profile
+from workers.selection.budgets import budget_of
 from workers.selection.profile import find_profile
 
 Tick = Callable[[int, int], None]
@@ -30,7 +40,8 @@ Tick = Callable[[int, int], None]
 @dataclass(frozen=True)
 class Counts:
     """What is in the corpus. ``failures``: questions that will fail, by class; ``questions`` are the others.
-    ``kept_tokens``: tokens kept for all questions together; ``answer_tokens``: the most that may be written."""
+    ``kept_tokens``: tokens kept for all questions together; ``again_tokens``: what second rounds read;
+    ``answer_tokens``: the most that may be written."""
 
     documents: int
     unasked: int
@@ -41,6 +52,7 @@ class Counts:
     chunks: int
     offered_tokens: int
     kept_tokens: int
+    again_tokens: int
     answer_tokens: int
     parts: int
 
@@ -76,7 +88,8 @@ class Estimate:
         """Estimated time of the run, all engines busy; None where nothing was measured."""
         if self.measured is None:
             return None
-        reading = self.counts.tokens * self.measured.seconds_chunk / self.measured.chunk_tokens
+        tokens = self.counts.tokens + self.counts.again_tokens
+        reading = tokens * self.measured.seconds_chunk / self.measured.chunk_tokens
         return (reading + self.counts.questions * self.measured.seconds_answer) / self.engines
 
 
@@ -86,7 +99,8 @@ def estimate(job: Job, *, measure: bool = True, tick: Tick | None = None) -> Est
     job = with_dtype(job)
     dtype = job.model.dtype
     reading = load_reading(job)
-    reader = DocumentReader(job, reading)
+    budget = budget_of(job.keep, shape=reading.shape, weights=reading.source.weights)
+    reader = Preparer(job, reading, budget)
     corpus = open_corpus(job.corpus, job.questions)
     counts, sample = _count(job, make_plan(corpus, job.output.part_tokens), corpus, reader, tick)
     per_token = reading.shape.bytes_per_token(getattr(torch, dtype))
@@ -105,10 +119,9 @@ def estimate(job: Job, *, measure: bool = True, tick: Tick | None = None) -> Est
 
 
 def _count(
-    job: Job, plan: Plan, corpus: CorpusFiles, reader: DocumentReader, tick: Tick | None
+    job: Job, plan: Plan, corpus: CorpusFiles, reader: Preparer, tick: Tick | None
 ) -> tuple[Counts, Prepared | None]:
     """Add up, and remember one document to measure with: the first that fills a chunk, else the longest."""
-    budget = job.keep.budget.tokens
     sums: Counter[str] = Counter(rows=0)
     failures: Counter[str] = Counter()
     sample: Prepared | None = None
@@ -120,14 +133,15 @@ def _count(
                 questions, tokens = len(prepared.probes), prepared.num_tokens
                 failures.update(failure.error for failure in prepared.failures)
                 longest = max(longest, tokens)
-                offered = sum(min(budget, len(chunk.token_ids)) for chunk in prepared.chunks)
+                offered = sum(min(prepared.budget_tokens, len(chunk.token_ids)) for chunk in prepared.chunks)
                 sums.update(
                     rows=1,
                     questions=questions,
                     tokens=tokens,
                     chunks=len(prepared.chunks),
                     offered=questions * offered,
-                    kept=questions * min(budget, tokens),
+                    kept=questions * min(prepared.budget_tokens, tokens),
+                    again=questions * _tokens_again(job, prepared),
                     answers=sum(asked.max_new_tokens for asked in prepared.asked),
                 )
                 if prepared.chunks and _is_better(prepared, sample, job.read.chunk_tokens):
@@ -144,10 +158,19 @@ def _count(
         chunks=sums["chunks"],
         offered_tokens=sums["offered"],
         kept_tokens=sums["kept"],
+        again_tokens=sums["again"],
         answer_tokens=sums["answers"],
         parts=len(plan.parts),
     )
     return counts, sample
+
+
+def _tokens_again(job: Job, prepared: Prepared) -> int:
+    """What a second round reads for each question: a narrowed text, or every chunk behind what others left."""
+    tokens, budget = prepared.num_tokens, prepared.budget_tokens
+    if job.answer.over == "narrow":
+        return min(tokens, job.answer.narrow_budgets * budget)
+    return tokens + len(prepared.chunks) * min(tokens, budget) if job.answer.over == "two_round" else 0
 
 
 def _is_better(prepared: Prepared, sample: Prepared | None, chunk_tokens: int) -> bool:
@@ -164,7 +187,7 @@ def _why_not_measured(job: Job, reading: Reading, sample: Prepared | None, wante
         return f"not measured: {error}"
     if sample is None:
         return "no document that can be read"
-    if find_profile(job.model.profile, reading.source.weights) is None:
+    if needs_profile(job.keep) and find_profile(job.model.profile, reading.source.weights) is None:
         return "this model is not calibrated yet: run `foveate calibrate`, or the first run will do it"
     return ""
 
@@ -174,17 +197,16 @@ def _measure(job: Job, sample: Prepared) -> Measured:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        engine = load_engine(job.model_copy(update={"store": Store()}))
+        profile = find_or_calibrate(job, load_reading(job))
+        engine = load_engine(job.model_copy(update={"store": Store()}), profile)
         chunk = sample.chunks[0]
-        task = Encode("estimate", (chunk,), sample.probes)
+        task = Encode("estimate", (chunk,), sample.probes, sample.budget_tokens)
         short = replace(chunk, token_ids=chunk.token_ids[: job.keep.block_tokens])
         engine.encode(replace(task, chunks=(short,)))
         started = time.perf_counter()
         encoded = engine.encode(task)
         seconds_chunk = time.perf_counter() - started
-        runs = _kept_runs(job, sample, encoded)
-        sources = (task,) if job.answer.over == "kept" else ()
-        query = Query("estimate", sample.probes[0], runs, sample.asked[0].max_new_tokens, sources)
+        query = _query(sample, task, encoded, engine.kv_shape)
         answered = engine.answer(Ask((query,)))
     finally:
         torch.set_num_threads(threads)
@@ -192,17 +214,21 @@ def _measure(job: Job, sample: Prepared) -> Measured:
         chunk_tokens=len(chunk.token_ids),
         chunk_questions=len(sample.probes),
         seconds_chunk=seconds_chunk,
-        answer_tokens=sum(len(run.token_ids) for run in runs),
+        answer_tokens=max(
+            sum(len(run.token_ids) for run in query.runs),
+            *(sum(b - a for a, b in kept) for kept in query.kept or ((),)),
+        ),
         seconds_answer=answered.answers[0].seconds,
     )
 
 
-def _kept_runs(job: Job, sample: Prepared, encoded: Encoded) -> tuple[Run, ...]:
-    """As many tokens as a question keeps: any of the document for rereading, else pairs that the chunk left."""
+def _query(sample: Prepared, task: Encode, encoded: Encoded, kv_shape: tuple[int, int]) -> Query:
+    """A question over as many tokens as it keeps: any of the document for rereading, else the pairs the chunk left."""
     offered = encoded.relevance[0][0].offered
+    query = Query("estimate", sample.probes[0], (), sample.asked[0].max_new_tokens)
     if offered is None:
-        return (Run(0, sample.token_ids[: job.keep.budget.tokens]),)
-    return tuple(Run(start, sample.token_ids[start:stop]) for start, stop in offered)
+        return replace(query, runs=(Run(0, sample.token_ids[: sample.budget_tokens]),))
+    return replace(query, sources=(task,), kept=offered, shape=(1, 1) if len(offered) == 1 else kv_shape)
 
 
 def _engines(job: Job) -> int:

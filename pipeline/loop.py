@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pipeline.errands import Errand, Extent, Row
 from pipeline.errors import Interrupted, TooManyFailures
 from pipeline.outcome import Failure
-from pipeline.pool import TASKS_PER_WORKER, Pool
+from pipeline.pool import TASKS_PER_WORKER, EnginePool
 from pipeline.reading import DocumentReader
 from pipeline.scheduler import Scheduler
 
@@ -63,7 +63,7 @@ class Loop:
     def __init__(
         self,
         reader: DocumentReader,
-        pool: Pool,
+        pool: EnginePool,
         *,
         batch_size: int,
         chunk_tokens: int,

@@ -22,8 +22,9 @@ class Span:
 
 @dataclass(frozen=True)
 class Answer:
-    """One answered question. Token counts are the model's tokens; ``relevance_kept`` is the share of the
-    question's relevance over the document that kept blocks hold; seconds are engine time."""
+    """One answered question. Token counts are the model's tokens, ``kept_tokens`` on average over layers and heads;
+    ``relevance_kept`` is the share of the question's relevance that kept blocks hold: over the document, or after
+    ``answer.over: narrow`` over the blocks that were read again; seconds are engine time."""
 
     id: str
     question_id: str

@@ -12,12 +12,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self
+from typing import Generic, Self, TypeVar
 
 import torch
 
 from workers.border import Works, attempt
 from workers.messages import Answered, Ask, Encode, Encoded, WorkError
+
+Task = TypeVar("Task")
+Done = TypeVar("Done")
 
 TASKS_PER_WORKER = 2
 """One task runs and one waits behind it, so that no worker idles while the driver thinks."""
@@ -31,18 +34,15 @@ class WorkerLost:
     started: bool = True
 
 
-Result = Encoded | Answered | WorkError | WorkerLost
-
-
 @dataclass(frozen=True)
-class Finished:
+class Finished(Generic[Done]):
     """A task that came back."""
 
     task_id: int
-    result: Result
+    result: Done | WorkError | WorkerLost
 
 
-class Pool(ABC):
+class Pool(ABC, Generic[Task, Done]):
     """Runs tasks. Used as a context; an error that leaves it abandons what only waits."""
 
     @property
@@ -51,11 +51,11 @@ class Pool(ABC):
         """Workers at full strength; hand out at most ``TASKS_PER_WORKER`` times as many tasks at once."""
 
     @abstractmethod
-    def submit(self, task_id: int, task: Encode | Ask) -> None:
+    def submit(self, task_id: int, task: Task) -> None:
         """Run ``task`` soon. The id comes back with its result; it must not be in the pool already."""
 
     @abstractmethod
-    def wait(self, timeout_s: float) -> list[Finished]:
+    def wait(self, timeout_s: float) -> list[Finished[Done]]:
         """What came back, oldest first: at least one task if any comes back within ``timeout_s``."""
 
     @abstractmethod
@@ -75,14 +75,14 @@ class Pool(ABC):
         self.close(abandon=kind is not None)
 
 
-class LocalPool(Pool):
+class LocalPool(Pool[Task, Done]):
     """Threads of this process that share one engine; no Ray, no second copy of the weights."""
 
-    def __init__(self, make_engine: Callable[[], Works], num_workers: int) -> None:
+    def __init__(self, make_engine: Callable[[], Works[Task, Done]], num_workers: int) -> None:
         """Makes the engine here and now, so that a model that cannot load says so at once."""
         self._engine = make_engine()
-        self._todo: queue.SimpleQueue[tuple[int, Encode | Ask] | None] = queue.SimpleQueue()
-        self._done: queue.SimpleQueue[Finished] = queue.SimpleQueue()
+        self._todo: queue.SimpleQueue[tuple[int, Task] | None] = queue.SimpleQueue()
+        self._done: queue.SimpleQueue[Finished[Done]] = queue.SimpleQueue()
         self._abandoned = threading.Event()
         self._threads = [
             threading.Thread(target=self._work, name=f"engine-{index}", daemon=True) for index in range(num_workers)
@@ -95,11 +95,11 @@ class LocalPool(Pool):
         """As ``Pool.num_workers``."""
         return len(self._threads)
 
-    def submit(self, task_id: int, task: Encode | Ask) -> None:
+    def submit(self, task_id: int, task: Task) -> None:
         """As ``Pool.submit``."""
         self._todo.put((task_id, task))
 
-    def wait(self, timeout_s: float) -> list[Finished]:
+    def wait(self, timeout_s: float) -> list[Finished[Done]]:
         """As ``Pool.wait``."""
         try:
             finished = [self._done.get(block=timeout_s > 0, timeout=timeout_s)]
@@ -128,3 +128,9 @@ class LocalPool(Pool):
             if not self._abandoned.is_set():
                 task_id, task = item
                 self._done.put(Finished(task_id, attempt(self._engine, task)))
+
+
+Result = Encoded | Answered | WorkError | WorkerLost
+"""What comes back of a task of the scheduler's."""
+EnginePool = Pool[Encode | Ask, Encoded | Answered]
+"""Who runs a job's engines."""

@@ -5,9 +5,10 @@ neither Ray nor clock, file nor model, so a test can drive it through thousands 
 
 Invariants: every question of every row ends as exactly one outcome; a task is in the pool at most once at a
 time; batches of questions are fixed by row order alone, so no answer depends on timing or on the number of
-workers (a question whose document failed leaves its batch, and nobody takes its place); a part comes out
-when all its questions have ended and none of its tasks is in the pool; what is held in memory is bounded by
-the window and not by the corpus.
+workers (a question whose document failed leaves its batch, and nobody takes its place); a document is read in
+rounds, and a round begins when every message of the one before has come back; a part comes out when all its
+questions have ended and none of its tasks is in the pool; what is held in memory is bounded by the window and
+not by the corpus.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Protocol
 from pipeline.ledger import FinishedPart, PartBook, RowBook
 from pipeline.outcome import Answer, Failure
 from pipeline.pool import Result
-from pipeline.reading import Prepared, Selection, fail
+from pipeline.prepared import Prepared, Selection, fail
 from pipeline.retry import Again, CutSmaller, GiveUp, Split, Tally, judge
 from workers.messages import Answered, Ask, Encode, Encoded, Generated
 
@@ -31,10 +32,10 @@ class Reader(Protocol):
     """What the scheduler asks of ``reading.DocumentReader``."""
 
     def cut_smaller(self, prepared: Prepared) -> Prepared | None:
-        """The same document in chunks half as long; None where they are one block already."""
+        """The same document from its first round on, in chunks half as long; None where they are one block already."""
 
-    def select(self, prepared: Prepared, encoded: Sequence[Encoded]) -> list[Selection]:
-        """What each question keeps, once all of the document has been read."""
+    def advance(self, prepared: Prepared, encoded: Sequence[Encoded]) -> Prepared | list[Selection]:
+        """What each question keeps, once all of this round has been read; or the document prepared for another."""
 
     def answer(
         self, prepared: Prepared, index: int, selection: Selection, generated: Generated, seconds_encode: float
@@ -82,7 +83,7 @@ class _Batch:
 
 @dataclass(eq=False)
 class _Reading:
-    """The task of reading message ``index`` of a document, as it was cut when the task was made."""
+    """The task of reading message ``index`` of a round of a document, as it was prepared when the task was made."""
 
     task_id: int
     document: _Document
@@ -92,7 +93,7 @@ class _Reading:
 
     @property
     def outdated(self) -> bool:
-        """Whether the document has been cut smaller since."""
+        """Whether the document has been cut smaller since: a round only ends when all its tasks are back."""
         return self.prepared is not self.document.prepared
 
     @property
@@ -139,7 +140,7 @@ class Scheduler:
         self.held_tokens = 0
         """Tokens of the documents that are read in and not yet done."""
         self.encoded_tokens = 0
-        """Tokens that came back from the pool as read, since the start."""
+        """Tokens that came back from the pool as read for the first time, since the start."""
         self.num_documents_done = 0
         self.errors: Counter[str] = Counter()
         """Questions that ended as failures, since the start, by class of error."""
@@ -242,13 +243,23 @@ class Scheduler:
     def _take_encoded(self, task: _Reading, result: Encoded) -> None:
         document = task.document
         task.part.keys.extend(result.keys)
-        self.encoded_tokens += sum(len(chunk.token_ids) for chunk in task.message.chunks)
+        if task.prepared.round == 1:
+            self.encoded_tokens += sum(len(chunk.token_ids) for chunk in task.message.chunks)
         document.seconds_encode += result.seconds
         document.encoded[task.index] = result
         if len(document.encoded) == len(document.prepared.encodes) and document.row.open:
-            encoded = [document.encoded[index] for index in range(len(document.encoded))]
-            document.selections = self._reader.select(document.prepared, encoded)
-            document.encoded = {}
+            self._end_round(document)
+
+    def _end_round(self, document: _Document) -> None:
+        """All messages of a round are back: the next one goes first in the queue, or the questions can be asked."""
+        encoded = [document.encoded[index] for index in range(len(document.encoded))]
+        document.encoded = {}
+        next_step = self._reader.advance(document.prepared, encoded)
+        if isinstance(next_step, Prepared):
+            document.prepared = next_step
+            self._encodes.extendleft(reversed(self._readings(document)))
+        else:
+            document.selections = next_step
             self._document_settled(document)
 
     def _take_answered(self, task: _Asking, result: Answered) -> None:
@@ -303,7 +314,8 @@ class Scheduler:
         self._asks.extendleft(_Asking(self._new_id(), pairs, task.tally) for pairs in reversed(parts))
 
     def _cut_smaller(self, task: _Reading | _Asking, otherwise: GiveUp) -> None:
-        """Read a document again in shorter chunks; what of it is queued is dropped, what runs comes too late."""
+        """Read a document again from its first round, in shorter chunks; what of it is queued is dropped, what runs
+        comes too late."""
         assert isinstance(task, _Reading)
         document = task.document
         smaller = self._reader.cut_smaller(document.prepared)

@@ -7,6 +7,7 @@ of documents, questions and models is printed on one line, as it is, never read 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -21,6 +22,8 @@ if TYPE_CHECKING:  # so that printing a status waits for no torch
     from pipeline.driver import Summary
     from pipeline.estimate import Estimate, Measured
     from pipeline.status import Status
+    from workers.selection.gate import Gate
+    from workers.selection.headmap import HeadMap
     from workers.selection.profile import Profile
 
 FIRST_ANSWERS = 5
@@ -169,14 +172,29 @@ def print_sections(console: Console, sections: Iterable[Section]) -> None:
         _facts(console, section.title, section.findings)
 
 
-def print_profile(console: Console, profile: Profile, path: str) -> None:
+def print_profile(console: Console, profile: Profile, path: Path) -> None:
     """A calibrated profile, what was measured of it, and where it is."""
     heads = " ".join(f"{layer}.{head}" for layer, head in profile.heads)
-    _facts(
-        console,
-        "",
-        [("heads", f"{heads} (layer.head)"), ("scoring", f"the probe's {profile.rows}"), *_leaves(profile.measured)],
-    )
+    named = [("heads", f"{heads} (layer.head)"), ("scoring", f"the probe's {profile.rows}")]
+    _found(console, named, profile.measured, path)
+
+
+def print_gate(console: Console, gate: Gate, path: Path) -> None:
+    """A trained gate, how well it predicts what it never saw, and where it is."""
+    layers, heads = gate.shape
+    _found(console, [("gate", f"{layers} layers, {heads} kv heads")], gate.measured, path)
+
+
+def print_head_map(console: Console, head_map: HeadMap, path: Path) -> None:
+    """The roles of a model's kv heads, what they cost, and where they are."""
+    marks = {"retrieval": "R", "streaming": "s", "pruned": "-"}
+    rows = [(f"layer {n}", "".join(marks[role] for role in row)) for n, row in enumerate(head_map.roles_LG)]
+    listed = {name: value for name, value in head_map.measured.items() if not name.endswith("_LG")}
+    _found(console, [("R retrieval, s streaming, - pruned", ""), *rows], listed, path)
+
+
+def _found(console: Console, named: list[tuple[str, str]], measured: dict[str, Any], path: Path) -> None:
+    _facts(console, "", [*named, *_leaves(measured)])
     console.print(f"written to {path}", markup=False, highlight=False, soft_wrap=True)
 
 
@@ -184,6 +202,8 @@ def _leaves(measured: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, s
     for name, value in measured.items():
         if isinstance(value, dict):
             yield from _leaves(value, f"{prefix}{name} ")
+        elif isinstance(value, list):
+            yield from _leaves({f"{name}[{index}]": entry for index, entry in enumerate(value)}, prefix)
         else:
             yield f"{prefix}{name}", f"{value:.3f}" if isinstance(value, float) else str(value)
 

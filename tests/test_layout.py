@@ -87,11 +87,11 @@ def test_ray_is_loaded_in_three_files_only() -> None:
 
 
 @pytest.mark.parametrize(
-    ("package", "home"), [("transformers", "workers/hf.py"), ("flash_attn", "workers/attention/flash.py")]
+    ("package", "home"), [("transformers", "workers/hf/"), ("flash_attn", "workers/attention/flash.py")]
 )
-def test_a_host_is_touched_in_one_file_only(package: str, home: str) -> None:
+def test_a_host_is_touched_in_one_place_only(package: str, home: str) -> None:
     users = [found for found in IMPORTS if found.top == package]
-    assert not [str(found) for found in users if found.file != home]
+    assert not [str(found) for found in users if not found.file.startswith(home)]
     assert users, f"{home} no longer imports {package}: is this rule still about the right file?"
 
 

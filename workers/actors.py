@@ -6,17 +6,13 @@ Invariant: an actor never restarts by itself and never retries a task; the pool 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import ray
 import torch
 
-from configs.schema import Job
-from workers.border import attempt
-from workers.loading import load_engine
-from workers.messages import Answered, Ask, Encode, Encoded, WorkError
-from workers.selection.profile import Profile
+from workers.border import Works, attempt
 
 
 class Place(NamedTuple):
@@ -29,17 +25,17 @@ class Place(NamedTuple):
 class EngineHost:
     """One engine in a process of its own. Its methods run one after another."""
 
-    def __init__(self, job: Job, profile: Profile, num_threads: int) -> None:
-        """Loads the model. Raises as ``load_engine`` does, which ends the process."""
+    def __init__(self, make_engine: Callable[[], Works[Any, Any]], num_threads: int) -> None:
+        """Loads the model. Raises as ``make_engine`` does, which ends the process."""
         torch.set_num_threads(num_threads)
-        self._engine = load_engine(job, profile)
+        self._engine = make_engine()
 
     def place(self) -> Place:
         """Where this is; answers once the model is loaded."""
         return Place(ray.get_runtime_context().get_node_id(), os.getpid())
 
-    def attempt(self, task: Encode | Ask) -> Encoded | Answered | WorkError:
-        """Do one task."""
+    def attempt(self, task: Any) -> Any:
+        """Do one task: a result, or a ``WorkError``."""
         return attempt(self._engine, task)
 
     def free(self, keys: Sequence[str]) -> None:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 
 from workers.errors import DocumentError
-from workers.messages import Answered, Ask, Encode, Encoded, WorkError
+from workers.messages import WorkError
 
 _log = logging.getLogger(__name__)
 
@@ -21,23 +21,26 @@ _CPU_SHORTAGE = "can't allocate memory"
 """torch's allocator for host memory raises a plain RuntimeError that says so."""
 
 
-class Works(Protocol):
-    """What a pool asks of an engine; ``workers.engine.Engine`` in earnest."""
+Task = TypeVar("Task", contravariant=True)
+Done = TypeVar("Done", covariant=True)
+_T = TypeVar("_T")
+_D = TypeVar("_D")
 
-    def encode(self, task: Encode) -> Encoded:
-        """Read chunks."""
 
-    def answer(self, task: Ask) -> Answered:
-        """Answer a batch."""
+class Works(Protocol[Task, Done]):
+    """Who does a pool's work; ``workers.engine.Engine`` in earnest."""
+
+    def work(self, task: Task) -> Done:
+        """Do one task."""
 
     def free(self, names: Sequence[str]) -> None:
         """Drop store entries."""
 
 
-def attempt(engine: Works, task: Encode | Ask) -> Encoded | Answered | WorkError:
+def attempt(engine: Works[_T, _D], task: _T) -> _D | WorkError:
     """Do one task. A document's fault is ``data``, want of memory ``resource``, all else ``infrastructure``."""
     try:
-        return engine.encode(task) if isinstance(task, Encode) else engine.answer(task)
+        return engine.work(task)
     except DocumentError as error:
         return WorkError("data", type(error).__name__, str(error))
     except Exception as error:

@@ -2,11 +2,8 @@
 
 Invariants: an engine holds no state but its weights, its anchor and a cache, so any engine gives the same
 result for the same message, threads may share one, and losing one costs only the work in its hands. A
-store hit and a miss give the same result: what was stored is what would be computed. Keys are stored
-un-rotated with positions relative to their chunk.
-
-Shapes: T rows, S keys, G key-value heads, D head dimension, L layers, R probe rows, H retrieval heads,
-B blocks.
+store hit and a miss give the same result: what was stored is what would be computed. What was kept by looking at a
+question is named by it, and never found for another.
 """
 
 from __future__ import annotations
@@ -14,134 +11,109 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from itertools import accumulate
+from dataclasses import replace
 
-import numpy as np
-import torch
 from torch import Tensor
 
 from cache_store.block import BlockKey, Identity, KVBlock, digest_tokens
 from cache_store.store import TieredStore
-from configs.schema import Job
-from workers.carried import Carried, positions_of, unrotated
-from workers.generate import Prompt, generate
-from workers.hf import Tokenizer
+from workers.context import Carried, Context
+from workers.encoder import ChunkReading, Encoder, Reads
+from workers.generate import Prompt, forced_logits, generate
+from workers.keeping import Keeping, KeptDocument, assemble, kept_block, offered_by, scores_only
 from workers.loaded import LoadedModel
-from workers.messages import Answered, Ask, ChunkRelevance, Encode, Encoded, Generated, Probe, Query
-from workers.passes import Segment, SegmentPass
-from workers.selection.budgets import BlockTable, Interval, UniformBudget
-from workers.selection.profile import Profile
-from workers.selection.relevance import block_shares
-from workers.selection.scorers.base import Scorer
-from workers.selection.scorers.probe import ProbeScorer
-from workers.selection.scoring import Scoring
-
-
-@dataclass(frozen=True)
-class Method:
-    """How this job reads: the parts of its configuration that the engine acts on, resolved."""
-
-    block_tokens: int
-    budget: UniformBudget
-    skims: bool
-    carries: bool
-    keeps_pairs: bool
-
-    @classmethod
-    def of(cls, job: Job) -> Method:
-        """Resolve a job's settings."""
-        return cls(
-            block_tokens=job.keep.block_tokens,
-            budget=UniformBudget.of(job.keep),
-            skims=job.skims,
-            carries=job.read.context == "carried",
-            keeps_pairs=job.answer.over == "kept",
-        )
+from workers.messages import Answered, Ask, Chunk, ChunkRelevance, Encode, Encoded, Generated, Interval, Probe, Query
+from workers.method import Method
+from workers.segments import Readable
+from workers.selection.scorers.base import ChunkScores
 
 
 class Engine:
     """Reads and answers with one model; see the module. Threads may share it."""
 
     def __init__(
-        self, loaded: LoadedModel, profile: Profile, method: Method, store: TieredStore, tenant: str = ""
+        self,
+        loaded: LoadedModel,
+        method: Method,
+        store: TieredStore,
+        *,
+        tenant: str = "",
+        encoder: Reads | None = None,
+        anchor: Context | None = None,
     ) -> None:
-        """The anchor is read here, once."""
-        model, frame = loaded.weights, loaded.frame
-        self._model = model
-        self._backend = loaded.backend
-        self._tokenizer: Tokenizer = frame.tokenizer
-        self._profile = profile
-        self._scorer: Scorer = ProbeScorer(profile.heads)
+        """The anchor is read here, once, unless given. ``encoder``: who reads chunks; None for the method's own."""
+        self._loaded = loaded
+        self._model = loaded.weights
+        self.tokenizer = loaded.frame.tokenizer
         self._method = method
-        self._last_layer = self._scorer.layers[-1] if method.skims else model.shape.num_layers - 1
-        self._anchor_ids = frame.anchor
-        self._anchor = self._read_anchor()
-        self._stop_ids = model.stop_ids | frame.tokenizer.stop_ids
+        self._encoder: Reads = encoder or Encoder(loaded, [method.scorer], method.rule)
+        self._anchor = anchor or Context.of_anchor(loaded)
+        self._stop_ids = self._model.stop_ids | self.tokenizer.stop_ids
         self.store = store
-        shape = model.shape
+        shape = self._model.shape
         self._identity = Identity(
             tenant=tenant,
             weights=loaded.source.weights,
             tokenizer=loaded.source.tokenizer,
-            dtype=str(model.dtype),
+            dtype=str(self._model.dtype),
             attention=loaded.backend.name,
-            rope=model.rope,
+            rope=self._model.rope,
             layers=(0, shape.num_layers) if method.keeps_pairs else (0, 0),
             heads=(shape.num_kv_heads, shape.head_dim),
-            scorer=json.dumps({"kind": "probe", "profile": profile.digest}),
-            budget=json.dumps({"block_tokens": method.block_tokens} | self._budget_record()),
+            reading=json.dumps(method.record, sort_keys=True),
+            scorer=json.dumps(method.scorer.record, sort_keys=True),
+            budget="",
             question=None,
             chunk="",
             context="",
         )
 
+    @property
+    def kv_shape(self) -> tuple[int, int]:
+        """The model's layers and kv heads."""
+        return self._model.shape.num_layers, self._model.shape.num_kv_heads
+
+    def work(self, task: Encode | Ask) -> Encoded | Answered:
+        """Do what a message asks for."""
+        return self.encode(task) if isinstance(task, Encode) else self.answer(task)
+
     def encode(self, task: Encode) -> Encoded:
         """Read the chunks (from the store where they were read before) and say how relevant each block is."""
         started = time.perf_counter()
         keys, blocks, hits = self._kept(task)
-        relevance = tuple(
-            tuple(ChunkRelevance(block.lse_RHB.numpy(), self._offered(block)) for block in row) for row in blocks
-        )
+        relevance = []
+        for row in blocks:
+            said = [ChunkRelevance(block.scores_RHB.numpy(), self._offered(block)) for block in row]
+            relevance.append(tuple(said) if self._method.asks else tuple(said) * len(task.probes))
         names = tuple(key.hex for row in keys for key in row)
-        return Encoded(relevance, names, time.perf_counter() - started, hits)
+        return Encoded(tuple(relevance), names, time.perf_counter() - started, hits)
 
     def answer(self, task: Ask) -> Answered:
         """Answer a batch of queries greedily, each over what was kept of its document."""
         started = time.perf_counter()
-        first = len(self._anchor_ids)
-        if self._method.keeps_pairs:
-            kept, lengths = self._assemble(task.queries)
-            segments = [self._anchor, kept]
-            prompts = [
-                Prompt(query.probe.token_ids, first + length, query.max_new_tokens)
-                for query, length in zip(task.queries, lengths, strict=True)
-            ]
-        else:
-            segments = [self._anchor]
-            prompts = [Prompt(query.reread, first, query.max_new_tokens) for query in task.queries]
-        written = generate(self._model, self._backend, prompts, segments, self._stop_ids)
+        segments, prompts = self._opening(task.queries)
+        written = generate(self._loaded, prompts, segments, self._stop_ids, self._method.reader)
         seconds = (time.perf_counter() - started) / len(task.queries)
-        return Answered(tuple(Generated(self._tokenizer.decode(ids), len(ids), seconds) for ids in written))
+        return Answered(tuple(Generated(self.tokenizer.decode(ids), len(ids), seconds) for ids in written))
+
+    def predict(self, query: Query, token_ids: Sequence[int]) -> Tensor:
+        """Logits [N, V] with which a query's kept set predicts each of N given tokens as its answer."""
+        segments, [prompt] = self._opening([query])
+        return forced_logits(self._loaded, prompt, segments, token_ids)
 
     def free(self, names: Sequence[str]) -> None:
         """Drop store entries by name; see ``Encoded.keys``."""
         self.store.free([BlockKey.from_hex(name) for name in names])
 
-    def _read_anchor(self) -> Segment:
-        places = range(len(self._anchor_ids))
-        reading = SegmentPass(self._backend, (0, len(places)), last_layer=self._model.shape.num_layers - 1)
-        self._model.run(self._anchor_ids, places, reading)
-        return reading.shared_segment()
-
     # -- reading ---------------------------------------------------------------------------------
 
     def _kept(self, task: Encode) -> tuple[list[list[BlockKey]], list[list[KVBlock]], int]:
-        """Keys and blocks [chunk][probe] of a task, and how many of its chunks came from the store."""
+        """Keys and blocks [chunk][probe] of a task ([chunk][0] where no question is looked at), and how many of its
+        chunks came from the store."""
         keys = self._keys(task)
         found = [[self.store.get(key) for key in row] for row in keys]
         complete = [[block for block in row if block is not None] for row in found]
-        if all(len(row) == len(task.probes) for row in complete):
+        if all(len(kept) == len(row) for kept, row in zip(complete, keys, strict=True)):
             return keys, complete, len(keys)
         blocks = self._read(task, keys)
         for row in blocks:
@@ -150,113 +122,110 @@ class Engine:
         return keys, blocks, 0
 
     def _keys(self, task: Encode) -> list[list[BlockKey]]:
-        """Names of what each chunk leaves for each probe. What a chunk was read after is part of the name: the
-        anchor, and in carried reading everything that shaped the carried set."""
-        carried_by = [(probe.token_ids, probe.scored) for probe in task.probes] if self._method.carries else []
-        context = digest_tokens(self._anchor_ids, *(run for probe in carried_by for run in probe))
+        """Names of what each chunk leaves for each probe. What a chunk was read after is part of the name: anchor,
+        preface, and in carried reading everything that shaped the carried set."""
+        shaping = [(probe.token_ids, probe.scored) for probe in task.probes] if self._method.is_shaped_by_all else []
+        context = digest_tokens(self._loaded.frame.anchor, task.preface, *(run for probe in shaping for run in probe))
+        questions = (
+            [digest_tokens(probe.token_ids, probe.scored) for probe in task.probes] if self._method.asks else [None]
+        )
+        named = replace(self._identity, budget=self._budget_record(task.budget_tokens))
         keys = []
         for chunk in task.chunks:
             digest = digest_tokens(chunk.token_ids)
-            keys.append([self._key(digest, probe, context) for probe in task.probes])
+            keys.append([replace(named, question=q, chunk=digest, context=context).key() for q in questions])
             if self._method.carries:
                 context = digest_tokens([ord(letter) for letter in context + digest])
         return keys
 
-    def _key(self, chunk: str, probe: Probe, context: str) -> BlockKey:
-        question = digest_tokens(probe.token_ids, probe.scored)
-        return replace(self._identity, question=question, chunk=chunk, context=context).key()
-
     def _read(self, task: Encode, keys: list[list[BlockKey]]) -> list[list[KVBlock]]:
         """Compute what ``_kept`` did not find, chunk by chunk."""
-        carried = Carried(self._model, self._method.budget, self._method.block_tokens, len(self._anchor_ids))
+        method = self._method
+        carried = Carried(
+            self._loaded,
+            method.scorer,
+            tokens=task.budget_tokens,
+            widen_tokens=method.widen_tokens,
+            block_tokens=method.rule.block_tokens,
+        )
+        before = self._anchor.followed_by(self._loaded, task.preface)
         rows = []
         for chunk, row_keys in zip(task.chunks, keys, strict=True):
-            context = [self._anchor, *carried.segments()]
-            first = len(self._anchor_ids) + carried.num_tokens
-            places = range(first, first + len(chunk.token_ids))
-            reading = SegmentPass(self._backend, (0, len(places)), context, last_layer=self._last_layer)
-            self._model.run(chunk.token_ids, places, reading)
-            pairs = reading.shared_segment()
-            scores = self._probe(task.probes, [*context, pairs], pairs, places.stop)
-            rows.append([self._leave(key, pairs, places, lse) for key, lse in zip(row_keys, scores, strict=True)])
-            if self._method.carries:
-                carried.add(chunk, pairs, places, scores)
+            reading = self._encoder.read(chunk.token_ids, task.probes, carried.behind(before))
+            [scores] = reading.scores
+            asking = task.probes if self._method.asks else (None,)
+            said = [self._said(chunk, scores_RHB, probe) for scores_RHB, probe in zip(scores, asking, strict=True)]
+            rows.append(
+                [
+                    self._leave(key, reading, scores_RHB, own, task.budget_tokens)
+                    for key, scores_RHB, own in zip(row_keys, scores, said, strict=True)
+                ]
+            )
+            if method.carries and reading.pairs is not None:
+                carried.add(chunk, reading.pairs, reading.places, said)
         return rows
 
-    def _probe(
-        self, probes: Sequence[Probe], context: Sequence[Segment], pairs: Segment, first_position: int
-    ) -> list[Tensor]:
-        """Log-masses [R, H, B] of each probe over the chunk's ``pairs``. All probes share one pass over the same
-        pairs as branches that never see each other."""
-        bounds = (0, *accumulate(len(probe.token_ids) for probe in probes))
-        rows = [
-            range(start + inside.start, start + inside.stop)
-            for start, probe in zip(bounds, probes, strict=False)
-            for inside in [self._profile.scored_rows(probe.scored, len(probe.token_ids))]
-        ]
-        watcher = Scoring(self._scorer, pairs, rows, self._method.block_tokens)
-        places = [first_position + i for probe in probes for i in range(len(probe.token_ids))]
-        ids = [token for probe in probes for token in probe.token_ids]
-        last = self._scorer.layers[-1]
-        self._model.run(ids, places, SegmentPass(self._backend, bounds, context, last_layer=last, watcher=watcher))
-        return watcher.scores()
+    def _said(self, chunk: Chunk, scores_RHB: Tensor, probe: Probe | None) -> ChunkScores:
+        """A chunk's scores as the scorer settles them, with the texts that it may want."""
+        extent = (chunk.start, chunk.start + len(chunk.token_ids))
+        said = ChunkScores(scores_RHB.numpy(), extent, self._method.rule.block_tokens)
+        if not self._method.scorer.reads_text or probe is None:
+            return said
+        size, decode = self._method.rule.block_tokens, self.tokenizer.decode
+        texts = tuple(decode(chunk.token_ids[i : i + size]) for i in range(0, len(chunk.token_ids), size))
+        return replace(said, texts_B=texts, question=decode(probe.token_ids[slice(*probe.scored)]))
 
-    def _leave(self, key: BlockKey, pairs: Segment, places: range, lse_RHB: Tensor) -> KVBlock:
-        """What a chunk leaves for one probe: its scores, and for answers over kept pairs the chunk's offer: at
-        most a whole budget of its best tokens, and its edges, into which a neighbour's best may be widened."""
-        shape = self._model.shape
+    def _leave(
+        self, key: BlockKey, reading: ChunkReading, scores_RHB: Tensor, said: ChunkScores, tokens: int
+    ) -> KVBlock:
+        """What a chunk leaves: its scores, and for answers over kept pairs what it offers."""
         if not self._method.keeps_pairs:
-            none = torch.empty(0, shape.num_kv_heads, 0, shape.head_dim)
-            return KVBlock(key, torch.empty(0, dtype=torch.int32), none, none, lse_RHB)
-        [share] = block_shares([lse_RHB.numpy()])
-        table = BlockTable.of_chunks([(0, len(places))], [share], self._method.block_tokens)
-        widen = self._method.budget.widen_tokens
-        edges = positions_of([(0, min(widen, len(places))), (max(0, len(places) - widen), len(places))])
-        chosen = torch.unique(torch.cat([positions_of(self._method.budget.choose(table)), edges]))  # sorted
-        keys, values = unrotated(self._model, pairs, chosen, torch.tensor(places)[chosen])
-        return KVBlock(key, chosen.int(), keys.cpu(), values.cpu(), lse_RHB)
+            return scores_only(key, scores_RHB)
+        assert reading.pairs is not None
+        method = self._method
+        keeping = Keeping(method.budget, tokens, method.rule.block_tokens, method.widen_tokens)
+        [shares_LGB] = method.scorer.settle([said])
+        choice = keeping.offer(len(reading.places), shares_LGB)
+        return kept_block(key, self._model, reading.pairs, reading.places, choice, scores_RHB)
 
-    def _offered(self, block: KVBlock) -> tuple[Interval, ...] | None:
+    def _offered(self, block: KVBlock) -> tuple[tuple[Interval, ...], ...] | None:
         """Where in its chunk a block holds pairs; None where pairs are not what is kept."""
+        return offered_by(block) if self._method.keeps_pairs else None
+
+    def _budget_record(self, tokens: int) -> str:
+        """The budget, where it decides what an entry holds: scores alone are the same for every budget."""
+        record: dict[str, object] = {"block_tokens": self._method.rule.block_tokens}
+        if self._method.keeps_pairs or self._method.carries:
+            record |= {"tokens": tokens, "widen_tokens": self._method.widen_tokens, **self._method.budget.record}
+        return json.dumps(record, sort_keys=True)
+
+    # -- answering -------------------------------------------------------------------------------
+
+    def _opening(self, queries: Sequence[Query]) -> tuple[list[Readable], list[Prompt]]:
+        """What a batch of queries reads before its own tokens, and these tokens."""
+        first = self._anchor.num_positions
+        segments: list[Readable] = list(self._anchor.segments)
         if not self._method.keeps_pairs:
-            return None
-        positions = block.positions_T.numpy()
-        borders = np.flatnonzero(np.diff(positions) != 1) + 1
-        return tuple((int(run[0]), int(run[-1]) + 1) for run in np.split(positions, borders) if len(run))
+            return segments, [Prompt(query.reread, first, query.max_new_tokens) for query in queries]
+        kept, lengths = assemble(self._model, [self._document(query) for query in queries], first)
+        prompts = [
+            Prompt(query.probe.token_ids, first + length, query.max_new_tokens)
+            for query, length in zip(queries, lengths, strict=True)
+        ]
+        return [*segments, kept], prompts
 
-    # -- answering over kept pairs ---------------------------------------------------------------
-
-    def _assemble(self, queries: Sequence[Query]) -> tuple[Segment, list[int]]:
-        """The kept pairs of all queries, packed, at compact positions behind the anchor; tokens per query."""
-        parts = [self._gather(query) for query in queries]
-        lengths = [keys.shape[2] for keys, _ in parts]
-        keys_LGSD, values_LGSD = (torch.cat(tensors, dim=2) for tensors in zip(*parts, strict=True))
-        places = torch.cat([torch.arange(length) for length in lengths]) + len(self._anchor_ids)
-        keys = [self._model.rotate(layer.transpose(0, 1), places) for layer in keys_LGSD]
-        values = [layer.transpose(0, 1).to(self._model.device, self._model.dtype) for layer in values_LGSD]
-        return Segment(keys, values, (0, *accumulate(lengths))), lengths
-
-    def _gather(self, query: Query) -> tuple[Tensor, Tensor]:
-        """Un-rotated keys and values [L, G, T, D] of a query's runs, in document order."""
-        keys, values = [], []
-        for source in query.sources:
-            for chunk, block in zip(source.chunks, self._blocks_for(query.probe, source), strict=True):
-                positions = block.positions_T.long() + chunk.start
-                wanted = torch.zeros(len(positions), dtype=torch.bool)
-                for run in query.runs:
-                    wanted |= (positions >= run.start) & (positions < run.stop)
-                keys.append(block.keys_LGTD[:, :, wanted])
-                values.append(block.values_LGTD[:, :, wanted])
-        return torch.cat(keys, dim=2), torch.cat(values, dim=2)
+    def _document(self, query: Query) -> KeptDocument:
+        """What the chunks of a query's document left for it."""
+        parts = [
+            (chunk, block)
+            for source in query.sources
+            for chunk, block in zip(source.chunks, self._blocks_for(query.probe, source), strict=True)
+        ]
+        return KeptDocument(query, tuple(parts))
 
     def _blocks_for(self, probe: Probe, source: Encode) -> list[KVBlock]:
         """What each chunk of a message left for one of its probes; all of it is read again if any is gone."""
-        index = [other.question_id for other in source.probes].index(probe.question_id)
+        index = [other.question_id for other in source.probes].index(probe.question_id) if self._method.asks else 0
         found = [self.store.get(row[index]) for row in self._keys(source)]
         kept = [block for block in found if block is not None]
         return kept if len(kept) == len(found) else [row[index] for row in self._kept(source)[1]]
-
-    def _budget_record(self) -> dict[str, object]:
-        """The budget, where it decides what an entry holds: scores alone are the same for every budget."""
-        decides = self._method.keeps_pairs or self._method.carries
-        return {"kind": "uniform", **vars(self._method.budget)} if decides else {}

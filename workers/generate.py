@@ -9,13 +9,16 @@ Shapes: N sequences, T prompt rows of all sequences together.
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Set
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 from itertools import accumulate
 
-from workers.attention.base import Backend
-from workers.hf import LanguageModel
-from workers.passes import Segment, SegmentPass, Tail
+from torch import Tensor
+
+from workers.loaded import LoadedModel
+from workers.passes import SegmentPass
+from workers.segments import Readable, Segment
+from workers.tail import Tail, TailOwn
 
 
 @dataclass(frozen=True)
@@ -28,27 +31,22 @@ class Prompt:
 
 
 def generate(
-    model: LanguageModel,
-    backend: Backend,
+    loaded: LoadedModel,
     prompts: Sequence[Prompt],
-    segments: Sequence[Segment],
+    segments: Sequence[Readable],
     stop_ids: Set[int],
+    reader: Callable[[Readable], Readable],
 ) -> list[list[int]]:
     """Token ids that each prompt continues with, without the stop token. ``segments``: what the sequences read before
-    their own rows."""
-    bounds = (0, *accumulate(len(prompt.token_ids) for prompt in prompts))
-    places = [prompt.first_position + i for prompt in prompts for i in range(len(prompt.token_ids))]
-    prefill = SegmentPass(backend, bounds, segments)
-    ids = [token for prompt in prompts for token in prompt.token_ids]
-    logits_NV = model.run(ids, places, prefill, logits_of=[stop - 1 for stop in bounds[1:]])
-    context = (*segments, prefill.segment())
+    their own rows; the steps read them, and the prompts, through ``reader``."""
+    logits_NV, prefill, places = _prefill(loaded, prompts, segments)
+    context = [reader(segment) for segment in (*segments, prefill)]
     limits = [prompt.max_new_tokens for prompt in prompts]
-    tail = Tail(len(prompts), max(limits), model.shape.num_layers)
+    tail = Tail(len(prompts), max(limits), loaded.weights.shape.num_layers)
     written: list[list[int]] = [[] for _ in prompts]
     writing = [True] * len(prompts)
     every_row = range(len(prompts))
     while True:
-        assert logits_NV is not None
         tokens = logits_NV.argmax(dim=-1).tolist()
         for n, token in enumerate(tokens):
             writing[n] = writing[n] and token not in stop_ids and len(written[n]) < limits[n]
@@ -57,7 +55,37 @@ def generate(
                 writing[n] = len(written[n]) < limits[n]
         if not any(writing):
             return written
-        positions = [places[stop - 1] + 1 + tail.step for stop in bounds[1:]]
-        step = SegmentPass(backend, range(len(prompts) + 1), context, tail=tail)
-        logits_NV = model.run(tokens, positions, step, logits_of=every_row)
+        positions = [place + 1 + tail.step for place in places]
+        bounds = range(len(prompts) + 1)
+        step = SegmentPass(loaded.backend, bounds, context, own=TailOwn(loaded.backend, tuple(bounds), tail))
+        stepped = loaded.weights.run(tokens, positions, step, logits_of=every_row)
+        assert stepped is not None
+        logits_NV = stepped
         tail.step += 1
+
+
+def forced_logits(
+    loaded: LoadedModel, prompt: Prompt, segments: Sequence[Readable], continuation: Sequence[int]
+) -> Tensor:
+    """Logits [n, V] with which ``prompt`` predicts each of n given tokens: what fidelity to another method compares."""
+    ids = (*prompt.token_ids, *continuation[:-1])
+    places = range(prompt.first_position, prompt.first_position + len(ids))
+    first = len(prompt.token_ids) - 1
+    reading = SegmentPass(loaded.backend, (0, len(ids)), segments)
+    logits_NV = loaded.weights.run(ids, places, reading, logits_of=range(first, len(ids)))
+    assert logits_NV is not None
+    return logits_NV
+
+
+def _prefill(
+    loaded: LoadedModel, prompts: Sequence[Prompt], segments: Sequence[Readable]
+) -> tuple[Tensor, Segment, list[int]]:
+    """Logits behind each prompt, the prompts' pairs, and the position of each prompt's last token."""
+    bounds = (0, *accumulate(len(prompt.token_ids) for prompt in prompts))
+    places = [prompt.first_position + i for prompt in prompts for i in range(len(prompt.token_ids))]
+    ids = [token for prompt in prompts for token in prompt.token_ids]
+    reading = SegmentPass(loaded.backend, bounds, segments)
+    last_rows = [stop - 1 for stop in bounds[1:]]
+    logits_NV = loaded.weights.run(ids, places, reading, logits_of=last_rows)
+    assert logits_NV is not None
+    return logits_NV, reading.segment(), [places[row] for row in last_rows]

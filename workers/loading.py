@@ -14,10 +14,11 @@ import torch
 from cache_store.store import TieredStore
 from configs.schema import Job, Model, Prompt
 from workers.attention.base import resolve
-from workers.engine import Engine, Method
+from workers.engine import Engine
 from workers.errors import ModelError
 from workers.hf import LanguageModel, ModelShape, Tokenizer, model_shape
 from workers.loaded import LoadedModel
+from workers.method import Method, Stages, method_of, needs_profile
 from workers.prompt import Frame
 from workers.selection.calibrate import calibrate
 from workers.selection.profile import Profile, find_profile, profile_path
@@ -100,12 +101,18 @@ def load_model(settings: Model, source: ModelSource, frame: Frame) -> LoadedMode
     return LoadedModel(weights, resolve(settings.attention, device), frame, source)
 
 
-def ensure_profile(job: Job, reading: Reading, loaded: LoadedModel | None = None) -> Profile:
-    """The model's retrieval heads; a model that has no profile is calibrated now, and the profile is cached."""
+def find_or_calibrate(job: Job, reading: Reading) -> Profile | None:
+    """The model's retrieval heads, where the job's scorer needs them; a model that has no profile is calibrated now,
+    and the profile is cached."""
+    return load_profile(job, reading) if needs_profile(job.keep) else None
+
+
+def load_profile(job: Job, reading: Reading) -> Profile:
+    """The model's retrieval heads, from a file, the cache or a calibration now."""
     profile = find_profile(job.model.profile, reading.source.weights)
     if profile is None:
         _log.info("no retrieval heads are known for %s: calibrating now, once, for some minutes", job.model.source)
-        loaded = loaded or load_model(job.model, reading.source, reading.frame)
+        loaded = load_model(job.model, reading.source, reading.frame)
         # A profile belongs to the model: the job that happens to come first must not colour it with its own prompt.
         neutral = Frame.render(reading.frame.tokenizer, Prompt().system, Prompt().instruction)
         profile = calibrate(replace(loaded, frame=neutral), report=_log.info)
@@ -113,9 +120,15 @@ def ensure_profile(job: Job, reading: Reading, loaded: LoadedModel | None = None
     return profile
 
 
-def load_engine(job: Job, profile: Profile | None = None) -> Engine:
+def load_method(job: Job, reading: Reading, profile: Profile | None) -> Method:
+    """How this job reads, keeps and answers; ``profile`` as ``find_or_calibrate`` gave it. Raises ``ModelError``."""
+    stages = Stages(job.read, job.keep, job.answer)
+    return method_of(stages, reading.shape, reading.source.weights, profile)
+
+
+def load_engine(job: Job, profile: Profile | None) -> Engine:
     """An engine for this job, with the profile that the driver found. Raises as ``load_model``."""
     reading = load_reading(job)
     loaded = load_model(job.model, reading.source, reading.frame)
     store = TieredStore.from_config(job.store)
-    return Engine(loaded, profile or ensure_profile(job, reading, loaded), Method.of(job), store, job.store.tenant)
+    return Engine(loaded, load_method(job, reading, profile), store, tenant=job.store.tenant)

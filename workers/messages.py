@@ -7,11 +7,15 @@ driver. Shapes: R scored probe rows, H retrieval heads, B blocks of the chunk.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
+Interval = tuple[int, int]
+"""Half-open range of positions, in tokens."""
 
 
 @dataclass(frozen=True)
@@ -36,20 +40,25 @@ class Probe:
 @dataclass(frozen=True)
 class Encode:
     """Read these chunks of one document with these probes. Isolated reading sends one chunk per message,
-    carried reading all chunks of the document in order."""
+    carried reading all chunks of the document in order. ``preface``: tokens read between anchor and chunk, which
+    are not themselves scored or kept (a second round reads behind the first one's findings). ``budget_tokens``: the
+    document's budget per layer and kv head."""
 
     document: str
     chunks: tuple[Chunk, ...]
     probes: tuple[Probe, ...]
+    budget_tokens: int
+    preface: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
 class ChunkRelevance:
-    """What one probe saw in one chunk: log-sum-exp of its attention logits per block, [R, H, B] float32.
-    ``offered``: half-open token ranges of the chunk whose pairs were kept; None where text is kept instead."""
+    """What the job's scorer said of one chunk for one probe: log-masses per block, [R, H, B] float32 (see
+    ``scorers.base``). ``offered``: per layer and kv head of the model (row by row, or one entry for all), half-open
+    token ranges of the chunk whose pairs were kept; None where text is kept instead."""
 
-    block_lse_RHB: NDArray[np.float32]
-    offered: tuple[tuple[int, int], ...] | None = None
+    log_RHB: NDArray[np.float32]
+    offered: tuple[tuple[Interval, ...], ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -76,21 +85,36 @@ class Run:
         return self.start + len(self.token_ids)
 
 
+def joined(runs: Sequence[Run], separator: tuple[int, ...] = ()) -> tuple[int, ...]:
+    """Token ids of runs in document order, with ``separator`` between two that are no neighbours in the document."""
+    ids: list[int] = []
+    for index, run in enumerate(runs):
+        if index and runs[index - 1].stop < run.start:
+            ids.extend(separator)
+        ids.extend(run.token_ids)
+    return tuple(ids)
+
+
 @dataclass(frozen=True)
 class Query:
-    """One question of one document over what was kept of it. ``sources`` (answers over kept pairs only): the
-    encode messages whose stored pairs cover ``runs``; a pair that is gone is computed again from them."""
+    """One question of one document over what was kept of it. ``runs``: the kept text, in document order. For answers
+    over kept pairs ``kept`` says which pairs, per layer and kv head (``shape`` = (L, G), row by row; 1 where all
+    share), and ``sources`` the encode messages whose stored pairs cover them; a pair that is gone is computed again
+    from them. ``separator``: token ids put between runs that are no neighbours, where text is read again."""
 
     document: str
     probe: Probe
     runs: tuple[Run, ...]
     max_new_tokens: int
     sources: tuple[Encode, ...] = ()
+    shape: tuple[int, int] = (1, 1)
+    kept: tuple[tuple[Interval, ...], ...] = ()
+    separator: tuple[int, ...] = ()
 
     @property
     def reread(self) -> tuple[int, ...]:
         """Token ids of the kept runs, in document order, and the probe behind them."""
-        return (*(token for run in self.runs for token in run.token_ids), *self.probe.token_ids)
+        return (*joined(self.runs, self.separator), *self.probe.token_ids)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ import numpy as np
 from rank_bm25 import BM25Okapi
 
 from workers.hf import Tokenizer
-from workers.selection.budgets import BlockTable, UniformBudget
+from workers.selection.budgets.base import BlockTable
+from workers.selection.budgets.uniform import UniformBudget
 from workers.selection.calibrate import BLOCK_TOKENS, BUDGETS, WIDEN_TOKENS
 from workers.selection.questions import Exam
 from workers.selection.relevance import with_neighbours
@@ -30,9 +31,9 @@ def bm25_recall(tokenizer: Tokenizer, exam: Exam, *, neighbours: bool = False) -
         scores_B = np.asarray(ranker.get_scores(_words(question.text)), dtype=np.float64)
         if neighbours:
             [scores_B] = with_neighbours(scores_B[None])
-        table = BlockTable.of_chunks([(0, len(offsets))], [scores_B], BLOCK_TOKENS)
+        table = BlockTable.of_chunks([(0, len(offsets))], [scores_B[None, None]], BLOCK_TOKENS)
         for budget, hits in found.items():
-            kept = UniformBudget(budget, WIDEN_TOKENS).choose(table)
+            kept = UniformBudget(WIDEN_TOKENS).choose(table, budget).of(0, 0)
             inside = [(int(starts[first]), int(stops[last - 1])) for first, last in kept]
             hits.append(any(a <= first and last <= b for first, last in question.gold for a, b in inside))
     return {f"recall_at_{budget}": round(float(np.mean(hits)), 4) for budget, hits in found.items()}

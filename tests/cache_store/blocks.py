@@ -8,7 +8,7 @@ import torch
 from blake3 import blake3
 from hypothesis import strategies as st
 
-from cache_store.block import PAIR_DTYPES, BlockKey, KVBlock
+from cache_store.block import PAIR_DTYPES, BlockKey, HeadPairs, KVBlock
 
 
 def make_key(number: int) -> BlockKey:
@@ -26,7 +26,8 @@ def make_block(
     blocks: int = 2,
     dtype: torch.dtype = torch.float32,
 ) -> KVBlock:
-    """A block of random bits (some of them NaN), decided by ``key`` and ``version``; two kv heads."""
+    """A block of random bits (some of them NaN), decided by ``key`` and ``version``; two kv heads, which keep
+    ``tokens`` or up to two fewer: the same for every key and version."""
     generator = torch.Generator().manual_seed(key * 1000 + version)
 
     def bits(*shape: int, dtype: torch.dtype) -> torch.Tensor:
@@ -34,13 +35,19 @@ def make_block(
         flat = torch.randint(256, (num_bytes,), dtype=torch.uint8, generator=generator)
         return flat.view(dtype).reshape(shape)
 
-    return KVBlock(
-        make_key(key),
-        positions_T=bits(tokens, dtype=torch.int32),
-        keys_LGTD=bits(layers, 2, tokens, head_dim, dtype=dtype),
-        values_LGTD=bits(layers, 2, tokens, head_dim, dtype=dtype),
-        lse_RHB=bits(1, 3, blocks, dtype=torch.float32),
-    )
+    counts = [[max(0, tokens - (layer + head) % 3) for head in range(2)] for layer in range(layers)]
+    heads = [
+        [
+            HeadPairs(
+                torch.randperm(4 * count, generator=generator)[:count].sort().values,
+                bits(count, head_dim, dtype=dtype),
+                bits(count, head_dim, dtype=dtype),
+            )
+            for count in layer
+        ]
+        for layer in counts
+    ]
+    return KVBlock.of_heads(make_key(key), heads, bits(1, 3, blocks, dtype=torch.float32))
 
 
 def same(one: KVBlock | None, other: KVBlock | None) -> bool:

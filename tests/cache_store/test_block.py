@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from itertools import product
 from typing import Any
 
 import pytest
@@ -12,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import cache_store.block
-from cache_store.block import BlockKey, Identity, KVBlock, digest_tokens
-from tests.cache_store.blocks import make_block
+from cache_store.block import PAIR_DTYPES, BlockKey, HeadPairs, Identity, KVBlock, digest_tokens
+from cache_store.codec import encode
+from tests.cache_store.blocks import make_block, make_key
 
 IDENTITY = Identity(
     tenant="",
@@ -24,6 +26,7 @@ IDENTITY = Identity(
     rope='{"theta":10000.0}',
     layers=(0, 3),
     heads=(2, 8),
+    reading='{"pattern":"dense"}',
     scorer='{"kind":"probe"}',
     budget='{"kind":"uniform"}',
     question=None,
@@ -67,7 +70,7 @@ def test_the_format_version_changes_the_key(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_the_canonical_form_stays() -> None:
     """Stores outlive this process: whoever changes the form of a key raises FORMAT_VERSION, and this value."""
-    assert IDENTITY.key().hex == "97dfdd4659c7f80d136e5136e7ebd79c40f26e8f9edf374889fc7d5197dd4c79"
+    assert IDENTITY.key().hex == "52499e037fddc4cf75dad0f6ae6cf30c9b3063528d3df8c84d6809ca5876553f"
 
 
 def test_an_identity_without_canonical_form_is_refused() -> None:
@@ -114,21 +117,83 @@ def test_a_token_beyond_32_bits_is_refused(token: int) -> None:
 
 def test_num_bytes_counts_every_tensor() -> None:
     block = make_block(layers=2, tokens=3, head_dim=4, blocks=2, dtype=torch.bfloat16)
-    assert block.num_bytes == 4 * 3 + 2 * (2 * 2 * 3 * 4) * 2 + 4 * (1 * 3 * 2)
+    assert block.counts_LG.tolist() == [[3, 2], [2, 1]]
+    assert block.num_bytes == 4 * 4 + 4 * 8 + 2 * (8 * 4) * 2 + 4 * (1 * 3 * 2)
 
 
+def pairs_of(block: KVBlock, layer: int, head: int) -> HeadPairs:
+    return HeadPairs(block.positions(layer, head), block.keys(layer, head), block.values(layer, head))
+
+
+@pytest.mark.parametrize("dtype", PAIR_DTYPES)
+@pytest.mark.parametrize(("layer", "head"), [(0, 0), (1, 1)])
+def test_what_a_head_drops_is_what_the_bytes_shrink_by(layer: int, head: int, dtype: torch.dtype) -> None:
+    """A position, a key and a value for each token dropped, in memory and in the file behind its header."""
+    whole = make_block(tokens=40, head_dim=8, dtype=dtype)
+    heads = [[pairs_of(whole, 0, 0), pairs_of(whole, 0, 1)], [pairs_of(whole, 1, 0), pairs_of(whole, 1, 1)]]
+    for kept in (30, 1, 0):
+        heads[layer][head] = HeadPairs(*(tensor[:kept] for tensor in heads[layer][head]))
+        less = KVBlock.of_heads(whole.key, heads, whole.scores_RHB)
+        dropped = int(whole.counts_LG[layer, head]) - kept
+        assert whole.num_bytes - less.num_bytes == dropped * (4 + 2 * 8 * dtype.itemsize)
+        content = encode(less)
+        assert len(content) - 8 - int.from_bytes(content[:8], "little") == less.num_bytes
+
+
+counts = st.integers(1, 3).flatmap(lambda heads: st.lists(st.lists(st.integers(0, 4), min_size=heads, max_size=heads)))
+
+
+@settings(deadline=None)
+@given(counts)
+def test_every_head_reads_back_its_own_rows(counts: list[list[int]]) -> None:
+    def pairs(layer: int, head: int, count: int) -> HeadPairs:
+        mark = float(10 * layer + head)
+        return HeadPairs(
+            torch.arange(count, dtype=torch.int32), torch.full((count, 2), mark), torch.full((count, 2), -mark)
+        )
+
+    heads = [[pairs(layer, head, count) for head, count in enumerate(row)] for layer, row in enumerate(counts)]
+    block = KVBlock.of_heads(make_key(0), heads, torch.zeros(1, 1, 1))
+    assert block.counts_LG.tolist() == counts
+    assert len(block.positions_N) == len(block.keys_ND) == len(block.values_ND) == sum(map(sum, counts))
+    for layer, row in enumerate(heads):
+        for head, kept in enumerate(row):
+            assert all(map(torch.equal, pairs_of(block, layer, head), kept))
+
+
+@pytest.mark.parametrize(("layer", "head"), [(2, 0), (0, 2), (-1, 0), (0, -1)])
+def test_a_head_that_a_block_does_not_have_is_refused(layer: int, head: int) -> None:
+    with pytest.raises(IndexError, match=f"layer {layer}, head {head}: the block has 2 layers of 2 kv heads"):
+        make_block().rows(layer, head)
+
+
+def test_scores_alone_are_a_block() -> None:
+    block = KVBlock.of_heads(make_key(0), [], torch.ones(1, 3, 2))
+    assert block.counts_LG.shape[0] == 0 and len(block.positions_N) == len(block.keys_ND) == 0
+    assert block.num_bytes == 4 * 6
+
+
+# ``make_block()`` keeps [[3, 2], [2, 1]] tokens: N is 8.
 @pytest.mark.parametrize(
     ("field", "tensor"),
     [
-        ("positions_T", torch.zeros(3, dtype=torch.int64)),
-        ("positions_T", torch.zeros(4, dtype=torch.int32)),
-        ("positions_T", torch.zeros(3, 1, dtype=torch.int32)),
-        ("keys_LGTD", torch.zeros(2, 2, 3, 5)),
-        ("keys_LGTD", torch.zeros(2, 2, 3, 4, dtype=torch.float64)),
-        ("values_LGTD", torch.zeros(2, 2, 3, 4, dtype=torch.bfloat16)),
-        ("values_LGTD", torch.zeros(2, 2, 3)),
-        ("lse_RHB", torch.zeros(1, 3, 2, dtype=torch.float16)),
-        ("lse_RHB", torch.zeros(1, 3, 2, device="meta")),
+        ("counts_LG", torch.tensor([[3, 2], [2, 1]])),
+        ("counts_LG", torch.tensor([3, 2, 2, 1], dtype=torch.int32)),
+        ("counts_LG", torch.tensor([[4, 2], [2, -1]], dtype=torch.int32)),
+        ("counts_LG", torch.tensor([[3, 2], [2, 2]], dtype=torch.int32)),
+        ("positions_N", torch.zeros(8, dtype=torch.int64)),
+        ("positions_N", torch.arange(9, dtype=torch.int32)),
+        ("positions_N", torch.arange(8, dtype=torch.int32)[:, None]),
+        ("positions_N", torch.tensor([0, 2, 1, 0, 1, 0, 1, 0], dtype=torch.int32)),
+        ("positions_N", torch.tensor([0, 1, 2, 0, 1, 3, 3, 0], dtype=torch.int32)),
+        ("keys_ND", torch.zeros(8, 5)),
+        ("keys_ND", torch.zeros(7, 4)),
+        ("keys_ND", torch.zeros(8, 4, dtype=torch.float64)),
+        ("values_ND", torch.zeros(8, 4, dtype=torch.bfloat16)),
+        ("values_ND", torch.zeros(8, 4, 1)),
+        ("values_ND", torch.zeros(7, 4)),
+        ("scores_RHB", torch.zeros(1, 3, 2, dtype=torch.float16)),
+        ("scores_RHB", torch.zeros(1, 3, 2, device="meta")),
     ],
 )
 def test_a_tensor_that_does_not_fit_is_refused_by_name(field: str, tensor: torch.Tensor) -> None:
@@ -136,7 +201,13 @@ def test_a_tensor_that_does_not_fit_is_refused_by_name(field: str, tensor: torch
         dataclasses.replace(make_block(), **{field: tensor})  # type: ignore[arg-type]
 
 
+def test_positions_start_again_with_every_head() -> None:
+    positions = torch.tensor([5, 6, 7, 0, 7, 7, 8, 1], dtype=torch.int32)
+    block = dataclasses.replace(make_block(), positions_N=positions)
+    assert [block.positions(*place).tolist() for place in product((0, 1), repeat=2)] == [[5, 6, 7], [0, 7], [7, 8], [1]]
+
+
 def test_a_block_is_frozen() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
-        make_block().lse_RHB = torch.zeros(1, 3, 2)  # type: ignore[misc]
+        make_block().scores_RHB = torch.zeros(1, 3, 2)  # type: ignore[misc]
     assert {field.name for field in dataclasses.fields(KVBlock)} == {"key", *make_block().tensors}

@@ -31,10 +31,9 @@ def test_a_block_comes_back_bit_for_bit(block: KVBlock) -> None:
 
 
 def test_views_and_shared_memory_are_encoded_as_what_they_show() -> None:
-    stacked = torch.randn(4, 2, 2, 3).transpose(0, 2)
-    block = dataclasses.replace(
-        make_block(tokens=4, head_dim=3), keys_LGTD=stacked.transpose(1, 1), values_LGTD=stacked
-    )
+    block = make_block(head_dim=3)
+    stacked = torch.randn(3, len(block.keys_ND)).T
+    block = dataclasses.replace(block, keys_ND=stacked, values_ND=stacked)
     assert not stacked.is_contiguous()
     assert same(decode(encode(block), block.key), block)
 
@@ -97,13 +96,13 @@ def test_foreign_bytes_are_corrupt(content: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    ("written", "read"), [(b'"dtype":"BF16"', b'"dtype": "F16"'), (b"[1,2,3,4]", b"[2,1,3,4]")], ids=["dtype", "shape"]
+    ("written", "read"), [(b'"dtype":"BF16"', b'"dtype": "F16"'), (b"[5,4]", b"[4,5]")], ids=["dtype", "shape"]
 )
 def test_bytes_that_would_mean_something_else_are_corrupt(written: bytes, read: bytes) -> None:
     block = make_block(layers=1, dtype=torch.bfloat16)
     content = encode(block)
     assert content.count(written) == 2
-    with pytest.raises(CorruptBlock, match="checksum mismatch in keys_LGTD, values_LGTD"):
+    with pytest.raises(CorruptBlock, match="checksum mismatch in keys_ND, values_ND"):
         decode(content.replace(written, read), block.key)
 
 
@@ -118,6 +117,13 @@ def test_an_intact_block_of_another_version_is_told_from_a_damaged_one(monkeypat
     monkeypatch.undo()
     with pytest.raises(OtherVersion, match="999"):
         decode(content, SMALL.key)
+
+
+def test_a_file_that_version_1_wrote_is_of_another_version() -> None:
+    """Written by the code of that version, whose tensors had other names and shapes."""
+    content = Path(__file__).with_name("version_1.safetensors").read_bytes()
+    with pytest.raises(OtherVersion, match="format version 1; this one reads 2"):
+        decode(content, make_key(0))
 
 
 def test_the_file_is_plain_safetensors(tmp_path: Path) -> None:

@@ -147,17 +147,17 @@ def test_a_tier_of_no_bytes_keeps_nothing(fits: Opener) -> None:
 @every_tier
 def test_the_caller_may_write_into_its_tensors_after_a_put(fits: Opener) -> None:
     tier = fits(2)
-    buffer = torch.zeros(2, 2, 100, 4)
-    block = KVBlock(
-        make_key(0), torch.arange(3, dtype=torch.int32), buffer[:, :, 7:10], buffer[:, :, 7:10], torch.ones(1, 3, 2)
-    )
+    buffer = torch.zeros(100, 4)
+    counts, positions = torch.tensor([[2, 1]], dtype=torch.int32), torch.arange(3, dtype=torch.int32)
+    block = KVBlock(make_key(0), counts, positions, buffer[7:10], buffer[7:10], torch.ones(1, 3, 2))
     tier.put(block)
-    buffer.fill_(9.0)
-    block.lse_RHB.fill_(9.0)
+    for tensor in (buffer, block.counts_LG, block.scores_RHB):
+        tensor.fill_(9)
     kept = tier.get(make_key(0))
     assert kept is not None
-    assert not kept.keys_LGTD.any() and not kept.values_LGTD.any() and bool((kept.lse_RHB == 1).all())
-    assert kept.keys_LGTD.untyped_storage().nbytes() == kept.keys_LGTD.nbytes
+    assert kept.counts_LG.tolist() == [[2, 1]] and kept.rows(0, 1) == slice(2, 3)
+    assert not kept.keys_ND.any() and not kept.values_ND.any() and bool((kept.scores_RHB == 1).all())
+    assert kept.keys_ND.untyped_storage().nbytes() == kept.keys_ND.nbytes
 
 
 @every_tier

@@ -23,8 +23,8 @@ MISTAKES = [
     ("read.chunk_tokns", 64, "read.chunk_tokns: unknown key; did you mean chunk_tokens? allowed: chunk_tokens"),
     ("read.patern", {}, "read.patern: unknown key; did you mean pattern?"),
     ("keep.scorer", {"kind": "probe", "windw": 3}, "keep.scorer.windw: unknown key; allowed: kind"),
-    ("keep.scorer", {"kind": "prob"}, "keep.scorer.kind: 'prob'; allowed: probe; did you mean probe?"),
-    ("answer.over", "rereed", "answer.over: 'rereed'; allowed: reread, kept; did you mean reread?"),
+    ("keep.scorer", {"kind": "prob"}, "keep.scorer.kind: 'prob'; allowed: probe, window, accumulated, "),
+    ("answer.over", "rereed", "answer.over: 'rereed'; allowed: reread, kept, narrow, two_round; did"),
     ("model.dtype", "Float-32", "model.dtype: 'Float-32'; allowed: auto, float32, bfloat16, float16; did you mean"),
     ("model.device", "xpu", "model.device: 'xpu'; allowed: auto, cpu, cuda, cuda:N"),
     ("pool", {"kind": "rai"}, "pool.kind: 'rai'; allowed: local, ray; did you mean ray?"),
@@ -62,7 +62,7 @@ MISTAKES = [
 CONFLICTS = [
     (["questions=[]"], "questions: none given; add questions, or name a column of them in corpus.question"),
     (["questions[1]={id: who, text: a}"], "questions[1].id: 'who' is already the id of questions[0]; allowed: unique"),
-    (["read.skim=true", "answer.over=kept"], "read.skim: true keeps no pairs above the last retrieval layer"),
+    (["read.skim=true", "answer.over=kept"], "read.skim: true keeps no pairs above the last layer that"),
     (["read.chunk_tokens=100"], "read.chunk_tokens: 100 is not a multiple of keep.block_tokens: 32; allowed: multip"),
     (
         ["keep.budget.tokens=16"],

@@ -9,54 +9,68 @@ import numpy as np
 
 from pipeline.document import Asked, Document
 from pipeline.outcome import Answer, Failure
-from pipeline.reading import Prepared, Selection, fail
-from workers.messages import Answered, Ask, Chunk, Encode, Encoded, Generated, Probe, Query
-from workers.selection.budgets import BlockTable
+from pipeline.prepared import Prepared, Selection, cut, fail
+from workers.messages import Answered, Ask, Encode, Encoded, Generated, Probe, Query
+from workers.selection.budgets.base import BlockTable, Choice
 
 CHUNK_TOKENS = 10
-NO_TABLE = BlockTable(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0))
+NO_TABLE = BlockTable(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.int64), np.empty((1, 1, 0)))
+NOTHING = Choice((1, 1), ((),))
 
 
-def prepared(row: int, *, num_chunks: int = 1, num_questions: int = 1, num_unfit: int = 0) -> Prepared:
-    """Row ``row`` with questions q0, q1, ...; the first ``num_unfit`` of them cannot be asked."""
+def prepared(
+    row: int, *, num_chunks: int = 1, num_questions: int = 1, num_unfit: int = 0, num_rounds: int = 1
+) -> Prepared:
+    """Row ``row`` with questions q0, q1, ...; the first ``num_unfit`` of them cannot be asked. Its text says how
+    often it wants to be read."""
     asked = tuple(Asked(f"q{n}", f"question {n}", expected=f"row{row}/q{n}") for n in range(num_questions))
-    document = Document(f"row{row}", "text", "corpus.parquet", row, asked)
+    document = Document(f"row{row}", str(num_rounds), "corpus.parquet", row, asked)
     fit = asked[num_unfit:]
-    probes = tuple(Probe(question.question_id, (1, 2), (0, 2)) for question in fit)
-    size = CHUNK_TOKENS
-    chunks = tuple(Chunk(n, n * size, tuple(range(size))) for n in range(num_chunks)) if fit else ()
-    return Prepared(
+    ids = tuple(range(num_chunks * CHUNK_TOKENS)) if fit else ()
+    unread = Prepared(
         document=document,
         offsets_T2=np.empty((0, 2), np.int64),
-        token_ids=tuple(range(len(chunks) * size)),
+        token_ids=ids,
         asked=fit,
-        probes=probes,
-        chunks=chunks,
-        encodes=tuple(Encode(f"row{row}", (chunk,), probes) for chunk in chunks),
+        probes=tuple(Probe(question.question_id, (1, 2), (0, 2)) for question in fit),
+        chunks=(),
+        encodes=(),
         failures=tuple(fail(document, question, "prepare", "Unfit", "") for question in asked[:num_unfit]),
+        budget_tokens=1,
+        max_chunk_tokens=CHUNK_TOKENS,
     )
+    return first_round(unread, CHUNK_TOKENS)
+
+
+def first_round(document: Prepared, size: int) -> Prepared:
+    """One message for each chunk, with all probes."""
+    chunks, name = cut(document.token_ids, size), f"row{document.document.source_row}"
+    encodes = tuple(Encode(name, (chunk,), document.probes, 1) for chunk in chunks)
+    return replace(document, round=1, chunks=chunks, encodes=encodes)
 
 
 class FakeReader:
-    """Selects once the messages are all there and in order; chunks can be halved down to five tokens."""
+    """Goes on once the messages of a round are all there and in order. A later round reads each chunk once for each
+    question, and its preface is the round's number. Chunks can be halved down to five tokens."""
 
     def cut_smaller(self, prepared: Prepared) -> Prepared | None:
         size = len(prepared.chunks[0].token_ids) // 2
-        if size < 5:
-            return None
-        starts = range(0, prepared.num_tokens, size)
-        chunks = tuple(Chunk(n, start, tuple(range(size))) for n, start in enumerate(starts))
-        name = prepared.encodes[0].document
-        return replace(
-            prepared, chunks=chunks, encodes=tuple(Encode(name, (chunk,), prepared.probes) for chunk in chunks)
-        )
+        return first_round(prepared, size) if size >= 5 else None
 
-    def select(self, prepared: Prepared, encoded: Sequence[Encoded]) -> list[Selection]:
+    def advance(self, prepared: Prepared, encoded: Sequence[Encoded]) -> Prepared | list[Selection]:
         assert [message.keys[0] for message in encoded] == [
             name for encode in prepared.encodes for name in names(encode)
         ]
         name = prepared.encodes[0].document
-        return [Selection(Query(name, probe, (), 8), NO_TABLE) for probe in prepared.probes]
+        if prepared.round == int(prepared.document.text):
+            return [Selection(Query(name, probe, (), 8), NO_TABLE, NOTHING) for probe in prepared.probes]
+        again = prepared.round + 1
+        encodes = tuple(
+            Encode(name, (chunk,), (probe,), 1, preface=(again,))
+            for probe in prepared.probes
+            for chunk in prepared.chunks
+        )
+        return replace(prepared, round=again, encodes=encodes)
 
     def answer(
         self, prepared: Prepared, index: int, selection: Selection, generated: Generated, seconds_encode: float
@@ -88,11 +102,14 @@ def work(task: Encode | Ask) -> Encoded | Answered:
 
 
 def names(task: Encode | Ask) -> list[str]:
-    """What a task is about: its chunk (with its length, where it was cut smaller), or its questions."""
+    """What a task is about: its chunk (with its length where it was cut smaller, with round and question after the
+    first round), or its questions."""
     if isinstance(task, Encode):
         [chunk] = task.chunks
         size = len(chunk.token_ids)
-        return [f"{task.document}#{chunk.index}" + (f"/{size}" if size != CHUNK_TOKENS else "")]
+        shorter = f"/{size}" if size != CHUNK_TOKENS else ""
+        again = f"@{task.preface[0]}:{task.probes[0].question_id}" if task.preface else ""
+        return [f"{task.document}#{chunk.index}{shorter}{again}"]
     return [f"{query.document}/{query.probe.question_id}" for query in task.queries]
 
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 import signal
+from functools import partial
 from pathlib import Path
 
 from configs.schema import Job
 from workers.actors import EngineHost
+from workers.engine import Engine
 from workers.errors import ModelError
 from workers.messages import Answered, Ask, Encode, Encoded, WorkError
-from workers.selection.profile import Profile
 
+MakeEngine = partial[Engine]
+"""``load_engine`` with the job and its profile."""
 MARKED = ":4"
 """How the name of row 4 ends."""
 
@@ -32,9 +35,9 @@ def first(job: Job) -> bool:
 class LoggingHost(EngineHost):
     """An engine that writes down each chunk when it begins with it."""
 
-    def __init__(self, job: Job, profile: Profile, num_threads: int) -> None:
-        super().__init__(job, profile, num_threads)
-        self._job = job
+    def __init__(self, make_engine: MakeEngine, num_threads: int) -> None:
+        super().__init__(make_engine, num_threads)
+        self._job: Job = make_engine.args[0]
 
     def attempt(self, task: Encode | Ask) -> Encoded | Answered | WorkError:
         if isinstance(task, Encode):
@@ -43,7 +46,8 @@ class LoggingHost(EngineHost):
         return self.work(task)
 
     def work(self, task: Encode | Ask) -> Encoded | Answered | WorkError:
-        return super().attempt(task)
+        done: Encoded | Answered | WorkError = super().attempt(task)
+        return done
 
 
 class DyingHost(LoggingHost):
@@ -68,8 +72,8 @@ class PoisonedHost(LoggingHost):
 class SickHost(LoggingHost):
     """The first actor has a broken device: all its work fails, at once."""
 
-    def __init__(self, job: Job, profile: Profile, num_threads: int) -> None:
-        super().__init__(job, profile, num_threads)
+    def __init__(self, make_engine: MakeEngine, num_threads: int) -> None:
+        super().__init__(make_engine, num_threads)
         self._sick = first(job)
 
     def work(self, task: Encode | Ask) -> Encoded | Answered | WorkError:
@@ -79,5 +83,5 @@ class SickHost(LoggingHost):
 class BrokenHost(EngineHost):
     """Cannot load its model."""
 
-    def __init__(self, job: Job, profile: Profile, num_threads: int) -> None:
+    def __init__(self, make_engine: MakeEngine, num_threads: int) -> None:
         raise ModelError("model.source: no such model on this node")

@@ -6,6 +6,7 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from pipeline.errors import WorkersUnavailable
 from pipeline.status import read_status
 from tests.pipeline import drivers, hosts
 from tests.pipeline.jobs import Bench, by_question
+from workers.loading import load_engine
 
 pytestmark = pytest.mark.cluster
 
@@ -62,7 +64,8 @@ def drive(job: Job, host: type) -> Attempt:
     attempt = Attempt.begin(job, open_directory)
     assert attempt.job.pool.kind == "ray"
     actors = ray.remote(max_restarts=0, max_task_retries=0)(host)
-    with RayPool(attempt.job, attempt.job.pool, attempt.profile, actors) as pool:
+    make_engine = partial(load_engine, attempt.job, attempt.profile)
+    with RayPool(make_engine, attempt.job.pool, actors) as pool:
         attempt.loop(pool, None, None).run(FreshParts(attempt.state, attempt.corpus, keep=False))
     attempt.state.finish()
     return attempt

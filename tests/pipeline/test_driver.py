@@ -20,7 +20,7 @@ from pipeline.loop import Progress
 from pipeline.pool import Finished, LocalPool
 from pipeline.status import read_status
 from tests.pipeline.jobs import Bench, by_question
-from workers.border import Works
+from workers.engine import Engine
 from workers.loading import load_engine, with_dtype
 from workers.messages import Answered, Ask, Encode, Encoded
 from workers.selection.profile import Profile
@@ -47,25 +47,21 @@ def clean_rows(bench: Bench) -> list[dict[str, Any]]:
 class Watched:
     """A real engine that writes down what it is asked, and fails where it is told to."""
 
-    def __init__(self, engine: Works, fails: Callable[[Encode | Ask], Exception | None]) -> None:
+    def __init__(self, engine: Engine, fails: Callable[[Encode | Ask], Exception | None]) -> None:
         self._engine, self._fails = engine, fails
         self._lock = threading.Lock()
         self.encodes: list[tuple[str, int]] = []
         self.hits = 0
 
-    def encode(self, task: Encode) -> Encoded:
+    def work(self, task: Encode | Ask) -> Encoded | Answered:
         if error := self._fails(task):
             raise error
-        result = self._engine.encode(task)
-        with self._lock:
-            self.encodes += [(task.document, chunk.index) for chunk in task.chunks]
-            self.hits += result.cache_hits
+        result = self._engine.work(task)
+        if isinstance(task, Encode) and isinstance(result, Encoded):
+            with self._lock:
+                self.encodes += [(task.document, chunk.index) for chunk in task.chunks]
+                self.hits += result.cache_hits
         return result
-
-    def answer(self, task: Ask) -> Answered:
-        if error := self._fails(task):
-            raise error
-        return self._engine.answer(task)
 
     def free(self, names: Sequence[str]) -> None:
         self._engine.free(names)
@@ -78,7 +74,7 @@ def watch(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Watched]]:
     def install(fails: Callable[[Encode | Ask], Exception | None] = lambda task: None) -> list[Watched]:
         made: list[Watched] = []
 
-        def load(job: Job, profile: Profile | None = None) -> Watched:
+        def load(job: Job, profile: Profile | None) -> Watched:
             made.append(Watched(load_engine(job, profile), fails))
             return made[-1]
 
@@ -88,15 +84,15 @@ def watch(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Watched]]:
     return install
 
 
-class ShufflingPool(LocalPool):
+class ShufflingPool(LocalPool[Encode | Ask, Encoded | Answered]):
     """Gives results back late and out of order."""
 
-    def __init__(self, make_engine: Callable[[], Works], num_workers: int) -> None:
+    def __init__(self, make_engine: Callable[[], Engine], num_workers: int) -> None:
         super().__init__(make_engine, num_workers)
-        self._held: list[Finished] = []
+        self._held: list[Finished[Encoded | Answered]] = []
         self._random = random.Random(7)
 
-    def wait(self, timeout_s: float) -> list[Finished]:
+    def wait(self, timeout_s: float) -> list[Finished[Encoded | Answered]]:
         self._held += super().wait(min(timeout_s, 0.01))
         self._random.shuffle(self._held)
         count = self._random.randint(0, len(self._held))

@@ -93,6 +93,7 @@ def test_time_is_shared_by_engines_and_unknown_without_a_measurement() -> None:
         chunks=10,
         offered_tokens=0,
         kept_tokens=0,
+        again_tokens=0,
         answer_tokens=0,
         parts=1,
     )

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from pipeline.pool import TASKS_PER_WORKER, Finished, LocalPool, Pool
+from pipeline.pool import TASKS_PER_WORKER, EnginePool, Finished, LocalPool
 from tests.pipeline.fakes import prepared, work
 from workers.messages import Answered, Ask, Encode, Encoded, WorkError
 
@@ -21,15 +21,8 @@ class FakeEngine:
         self._do = do
         self.freed: list[str] = []
 
-    def encode(self, task: Encode) -> Encoded:
-        result = self._do(task)
-        assert isinstance(result, Encoded)
-        return result
-
-    def answer(self, task: Ask) -> Answered:
-        result = self._do(task)
-        assert isinstance(result, Answered)
-        return result
+    def work(self, task: Encode | Ask) -> Encoded | Answered:
+        return self._do(task)
 
     def free(self, names: Sequence[str]) -> None:
         self.freed += names
@@ -42,8 +35,8 @@ def raising(error: BaseException) -> FakeEngine:
     return FakeEngine(do)
 
 
-def drain(pool: Pool, count: int) -> list[Finished]:
-    finished: list[Finished] = []
+def drain(pool: EnginePool, count: int) -> list[Finished[Encoded | Answered]]:
+    finished: list[Finished[Encoded | Answered]] = []
     while len(finished) < count:
         finished += pool.wait(5)
     return finished

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from pipeline.ledger import FinishedPart
 from pipeline.pool import Result, WorkerLost
-from pipeline.reading import Prepared
+from pipeline.prepared import Prepared
 from pipeline.scheduler import Scheduler
 from tests.pipeline.fakes import CHUNK_TOKENS, FakeReader, names, outcome_name, prepared, work
 from workers.messages import Ask, Encode, WorkError
@@ -97,13 +97,13 @@ def check_exactly_once(parts: Parts, history: History) -> None:
 
 @st.composite
 def corpora(draw: st.DrawFn) -> list[list[Prepared]]:
-    shapes = st.tuples(st.integers(1, 4), st.integers(0, 3), st.booleans())
+    shapes = st.tuples(st.integers(1, 4), st.integers(0, 3), st.booleans(), st.integers(1, 3))
     parts, row = [], 0
     for shapes_of_part in draw(st.lists(st.lists(shapes, max_size=5), min_size=1, max_size=4)):
         documents = []
-        for num_chunks, num_questions, unfit in shapes_of_part:
-            count = min(int(unfit), num_questions)
-            documents.append(prepared(row, num_chunks=num_chunks, num_questions=num_questions, num_unfit=count))
+        for num_chunks, num_questions, unfit, num_rounds in shapes_of_part:
+            size = {"num_chunks": num_chunks, "num_questions": num_questions, "num_rounds": num_rounds}
+            documents.append(prepared(row, num_unfit=min(int(unfit), num_questions), **size))
             row += 1
         parts.append(documents)
     return parts
@@ -148,6 +148,31 @@ def test_answers_do_not_depend_on_order_workers_or_losses(
     assert wild.failures == calm.failures
 
 
+def messages_of(row: Prepared) -> list[str]:
+    """Everything that is read of a row when nothing goes wrong: each chunk with all questions together, then in every
+    later round once for each question."""
+    name, again = row.document.id, range(2, int(row.document.text) + 1)
+    first = [f"{name}#{chunk.index}" for chunk in row.chunks]
+    later = [f"{chunk}@{turn}:{probe.question_id}" for turn in again for probe in row.probes for chunk in first]
+    return [*first, *later]
+
+
+@settings(max_examples=300, deadline=None)
+@given(corpora(), st.integers(0, 2**32), st.fixed_dictionaries(sizes))
+def test_every_message_of_every_round_is_read_once_and_rounds_follow_each_other(
+    parts: list[list[Prepared]], seed: int, size: dict[str, int]
+) -> None:
+    history = play(parts, seed=seed, **size)
+    rows = [row for part in parts for row in part]
+    read = [name for task in history.submitted if isinstance(task, Encode) for name in names(task)]
+    assert sorted(read) == sorted(name for row in rows for name in messages_of(row))
+    assert {key for part in history.parts for key in part.keys} == set(read)
+    for row in rows:
+        own = [task for task in history.submitted if isinstance(task, Encode) and task.document == row.document.id]
+        turns = [task.preface or (1,) for task in own]
+        assert turns == sorted(turns)
+
+
 def test_batches_follow_row_order_and_end_with_their_part() -> None:
     parts = [[prepared(0, num_questions=2), prepared(1)], [prepared(2), prepared(3, num_questions=2)]]
     history = play(parts, batch_size=2, seed=3)
@@ -171,13 +196,57 @@ def test_answers_go_before_reading_and_reading_follows_row_order() -> None:
     assert order == [f"row{row}{part}" for row in range(3) for part in ("#0", "#1", "/q0")]
 
 
+def test_a_later_round_goes_before_the_next_row() -> None:
+    history = play([[prepared(row, num_chunks=2, num_rounds=2) for row in range(2)]], batch_size=1, num_slots=1)
+    order = [names(task)[0] for task in history.submitted]
+    own = ("#0", "#1", "#0@2:q0", "#1@2:q0", "/q0")
+    assert order == [f"row{row}{part}" for row in range(2) for part in own]
+
+
+def test_a_chunk_of_a_later_round_that_does_not_fit_sends_the_document_back_to_its_first() -> None:
+    """All rounds are read again in chunks of five tokens; another document notices nothing."""
+
+    def engine(task_id: int, task: Encode | Ask) -> Result:
+        return FULL if names(task) == ["row0#1@2:q0"] else work(task)
+
+    history = play([[prepared(row, num_chunks=2, num_rounds=2) for row in range(2)]], engine, num_slots=3, seed=5)
+    assert not history.failures and len(history.answers) == 2
+    keys = set(history.parts[0].keys)
+    assert {f"row0#{chunk}/5{turn}" for chunk in range(4) for turn in ("", "@2:q0")} <= keys
+    assert not any(key.startswith("row1") and "/5" in key for key in keys)
+
+
+@pytest.mark.parametrize("error", [BROKEN, WorkerLost()], ids=["machine", "lost"])
+def test_trouble_in_a_later_round_costs_that_message_another_attempt_and_no_more(error: Result) -> None:
+    left = [error]
+
+    def engine(task_id: int, task: Encode | Ask) -> Result:
+        return left.pop() if names(task) == ["row0#1@3:q0"] and left else work(task)
+
+    history = play([[prepared(0, num_chunks=3, num_rounds=3)]], engine)
+    read = [name for task in history.submitted if isinstance(task, Encode) for name in names(task)]
+    assert sorted(read) == sorted([*messages_of(prepared(0, num_chunks=3, num_rounds=3)), "row0#1@3:q0"])
+    assert not history.failures
+
+
+def test_only_the_first_round_counts_as_progress() -> None:
+    scheduler = Scheduler(FakeReader(), batch_size=1, window_tokens=100, num_slots=1)
+    row = prepared(0, num_chunks=3, num_rounds=3)
+    scheduler.add(0, row)
+    scheduler.close_part(0)
+    while (task := scheduler.next_task()) is not None:
+        scheduler.finish(task[0], work(task[1]))
+    assert scheduler.encoded_tokens == row.num_tokens
+    assert len(scheduler.take_finished()) == 1
+
+
+@pytest.mark.parametrize("num_rounds", [1, 3])
 @pytest.mark.parametrize("window_tokens", [1, 50])
 @pytest.mark.parametrize("num_slots", [1, 3])
-def test_memory_does_not_grow_with_the_corpus(window_tokens: int, num_slots: int) -> None:
+def test_memory_does_not_grow_with_the_corpus(window_tokens: int, num_slots: int, num_rounds: int) -> None:
     """A batch of 4 may wait for company, each slot may hold up one more."""
-    history = play(
-        [[prepared(row) for row in range(300)]], batch_size=4, window_tokens=window_tokens, num_slots=num_slots
-    )
+    rows = [prepared(row, num_rounds=num_rounds) for row in range(300)]
+    history = play([rows], batch_size=4, window_tokens=window_tokens, num_slots=num_slots)
     assert len(history.answers) == 300
     assert history.peak_tokens <= window_tokens + CHUNK_TOKENS * 4 * (num_slots + 1)
 

@@ -3,28 +3,30 @@
 from __future__ import annotations
 
 import random
-from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from cache_store.store import TieredStore
 from cache_store.tiers.memory import MemoryTier
+from configs.stages import AnswerOver, Keep, Read
 from workers.attention.base import resolve
-from workers.engine import Engine, Method
+from workers.engine import Engine
 from workers.hf import LanguageModel, Tokenizer
+from workers.keeping import assemble
 from workers.loaded import LoadedModel
-from workers.messages import Chunk, Encode, Probe
+from workers.messages import Chunk, Encode, Probe, Query
+from workers.method import Method, Stages, method_of
 from workers.prompt import Frame
-from workers.selection.budgets import UniformBudget
+from workers.segments import Readable
 from workers.selection.profile import Profile
 from workers.source import ModelSource
 
-PROFILE = Profile("tiny", ((0, 1), (1, 3)))
-METHOD = Method(
-    block_tokens=16, budget=UniformBudget(tokens=64, widen_tokens=4), skims=False, carries=False, keeps_pairs=False
-)
-KEEP_ALL = UniformBudget(tokens=10**6, widen_tokens=0)
+PROFILE = Profile("weights", ((0, 1), (1, 3)))
+BUDGET_TOKENS = 64
+EVERYTHING = 10**6
+"""A budget that keeps all there is."""
 
 
 class Workbench:
@@ -36,16 +38,27 @@ class Workbench:
         self.backend = resolve("cpu", torch.device("cpu"))
         self.loaded = LoadedModel(self.model, self.backend, self.frame, ModelSource(directory, "weights", "tokenizer"))
 
-    def engine(self, store: TieredStore | None = None, **method: object) -> Engine:
-        return Engine(
-            self.loaded,
-            PROFILE,
-            replace(METHOD, **method),  # type: ignore[arg-type]
-            store or TieredStore([MemoryTier(2**26)]),
+    def method(
+        self, *, read: dict[str, Any] | None = None, keep: dict[str, Any] | None = None, over: str = "reread"
+    ) -> Method:
+        """The method with these keys of a job, small blocks and 4 tokens of widening."""
+        stages = Stages(
+            Read.model_validate(read or {}),
+            Keep.model_validate({"block_tokens": 16, "widen_tokens": 4} | (keep or {})),
+            AnswerOver.model_validate({"over": over}),
         )
+        return method_of(stages, self.model.shape, "weights", PROFILE)
+
+    def engine(self, store: TieredStore | None = None, **method: Any) -> Engine:
+        return Engine(self.loaded, self.method(**method), store or TieredStore([MemoryTier(2**26)]))
 
     def probes(self, *questions: str) -> tuple[Probe, ...]:
         return tuple(self.frame.probe(f"q{n}", text) for n, text in enumerate(questions))
+
+    def assembled(self, engine: Engine, *queries: Query) -> tuple[Readable, list[int]]:
+        """What the queries read of their kept pairs, and how many positions that takes."""
+        documents = [engine._document(query) for query in queries]
+        return assemble(self.model, documents, len(self.frame.anchor))
 
 
 def tokens(count: int, seed: int = 0) -> tuple[int, ...]:
@@ -60,5 +73,11 @@ def chunked(document: tuple[int, ...], size: int) -> tuple[Chunk, ...]:
     )
 
 
+def encode(chunks: tuple[Chunk, ...], probes: tuple[Probe, ...], budget_tokens: int = BUDGET_TOKENS) -> Encode:
+    """One message that reads all chunks."""
+    return Encode("doc", chunks, probes, budget_tokens)
+
+
 def isolated(chunks: tuple[Chunk, ...], probes: tuple[Probe, ...]) -> tuple[Encode, ...]:
-    return tuple(Encode("doc", (chunk,), probes) for chunk in chunks)
+    """One message for each chunk."""
+    return tuple(encode((chunk,), probes) for chunk in chunks)

@@ -18,13 +18,9 @@ class Failing:
     def __init__(self, action: Callable[[], object]) -> None:
         self._action = action
 
-    def encode(self, task: Encode) -> Encoded:
+    def work(self, task: Encode | Ask) -> Encoded | Answered:
         self._action()
-        return Encoded((), (), 0.0, 0)
-
-    def answer(self, task: Ask) -> Answered:
-        self._action()
-        return Answered(())
+        return Encoded((), (), 0.0, 0) if isinstance(task, Encode) else Answered(())
 
     def free(self, names: object) -> None:
         raise AssertionError
@@ -38,7 +34,7 @@ def out_of_device_memory() -> None:
     raise torch.OutOfMemoryError("CUDA out of memory")
 
 
-@pytest.mark.parametrize("task", [Encode("d", (), ()), Ask(())], ids=["encode", "answer"])
+@pytest.mark.parametrize("task", [Encode("d", (), (), 1), Ask(())], ids=["encode", "answer"])
 @pytest.mark.parametrize(
     ("action", "kind", "error"),
     [

@@ -12,9 +12,10 @@ from transformers import AutoModelForCausalLM
 
 from cache_store.store import TieredStore
 from cache_store.tiers.memory import MemoryTier
-from tests.workers.engines import KEEP_ALL, Workbench, chunked, isolated, tokens
-from workers.messages import Ask, Encode, Encoded, Query, Run
-from workers.passes import Segment, SegmentPass
+from tests.workers.engines import EVERYTHING, Workbench, chunked, encode, isolated, tokens
+from workers.messages import Ask, Encoded, Query, Run
+from workers.passes import SegmentPass
+from workers.segments import Segment
 from workers.source import locate
 
 DOCUMENT = tokens(300)
@@ -51,22 +52,23 @@ def dense_answer(reference: torch.nn.Module, ids: tuple[int, ...], count: int) -
 
 
 def lse(encoded: Encoded) -> list[np.ndarray]:
-    return [probe.block_lse_RHB for chunk in encoded.relevance for probe in chunk]
+    return [probe.log_RHB for chunk in encoded.relevance for probe in chunk]
 
 
 @pytest.mark.parametrize("chunk_tokens", [64, 300])
 def test_keeping_everything_with_carried_context_is_dense_attention(
     bench: Workbench, reference: torch.nn.Module, chunk_tokens: int
 ) -> None:
-    engine = bench.engine(budget=KEEP_ALL, carries=True, keeps_pairs=True)
+    engine = bench.engine(read={"context": "carried"}, over="kept")
     [probe] = bench.probes("Who signed it?")
-    read = Encode("doc", chunked(DOCUMENT, chunk_tokens), (probe,))
+    read = encode(chunked(DOCUMENT, chunk_tokens), (probe,), EVERYTHING)
     engine.encode(read)
-    kept, [length] = engine._assemble([Query("doc", probe, (Run(0, DOCUMENT),), 1, (read,))])
+    query = Query("doc", probe, (Run(0, DOCUMENT),), 1, (read,), kept=(((0, len(DOCUMENT)),),))
+    kept, [length] = bench.assembled(engine, query)
     assert length == len(DOCUMENT)
     first = len(bench.frame.anchor) + length
     rows = range(len(probe.token_ids))
-    reading = SegmentPass(bench.backend, (0, len(rows)), (engine._anchor, kept))
+    reading = SegmentPass(bench.backend, (0, len(rows)), (*engine._anchor.segments, kept))
     logits = bench.model.run(probe.token_ids, range(first, first + len(rows)), reading, logits_of=rows)
     expected = dense_logits(reference, (*bench.frame.anchor, *DOCUMENT, *probe.token_ids), len(rows))
     assert (logits - expected).abs().max() < 1e-3
@@ -95,10 +97,10 @@ def test_members_of_a_batch_do_not_see_each_other(bench: Workbench) -> None:
 
 def test_probes_are_branches_that_do_not_see_each_other(bench: Workbench) -> None:
     probes = bench.probes("Who signed it?", "When?", "Where was that?")
-    engine = bench.engine(skims=True)
+    engine = bench.engine()
     [chunk] = chunked(DOCUMENT[:100], 128)
-    together = lse(engine.encode(Encode("doc", (chunk,), probes)))
-    alone = [lse(bench.engine(skims=True).encode(Encode("doc", (chunk,), (probe,))))[0] for probe in probes]
+    together = lse(engine.encode(encode((chunk,), probes)))
+    alone = [lse(bench.engine().encode(encode((chunk,), (probe,))))[0] for probe in probes]
     for one, many in zip(alone, together, strict=True):
         np.testing.assert_allclose(one, many, atol=1e-4)
 
@@ -113,7 +115,7 @@ def test_relevance_is_the_models_own_attention(bench: Workbench, directory: Path
         attentions = eager(torch.tensor([ids]), output_attentions=True).attentions
     first = len(bench.frame.anchor)
     rows = [first + len(document) + row for row in range(*probe.scored)]
-    [found] = lse(bench.engine(skims=True).encode(Encode("doc", chunked(document, 128), (probe,))))
+    [found] = lse(bench.engine().encode(encode(chunked(document, 128), (probe,))))
     for index, (layer, head) in enumerate(((0, 1), (1, 3))):
         weights = attentions[layer][0, head, rows, first : first + len(document)].numpy()
         expected = np.add.reduceat(weights, range(0, len(document), 16), axis=1)
@@ -122,8 +124,8 @@ def test_relevance_is_the_models_own_attention(bench: Workbench, directory: Path
 
 
 def test_skimming_scores_as_reading_in_full(bench: Workbench) -> None:
-    task = Encode("doc", chunked(DOCUMENT[:64], 64), bench.probes("Who signed it?"))
-    skimmed, full = (lse(bench.engine(skims=skims).encode(task)) for skims in (True, False))
+    task = encode(chunked(DOCUMENT[:64], 64), bench.probes("Who signed it?"))
+    skimmed, full = (lse(bench.engine(read={"skim": skims}).encode(task)) for skims in (True, False))
     np.testing.assert_array_equal(skimmed[0], full[0])
 
 
@@ -133,9 +135,9 @@ def test_skimming_never_runs_the_layers_above_the_last_retrieval_layer(bench: Wo
         layer.mlp.register_forward_hook(lambda *_, n=n: seen.append(n))
         for n, layer in enumerate(bench.model._model.model.layers)
     ]
-    engine = bench.engine(skims=True)
+    engine = bench.engine()
     seen.clear()
-    engine.encode(Encode("doc", chunked(DOCUMENT[:64], 64), bench.probes("Who?")))
+    engine.encode(encode(chunked(DOCUMENT[:64], 64), bench.probes("Who?")))
     for hook in hooks:
         hook.remove()
     assert set(seen) == {0}, "retrieval heads are in layers 0 and 1: layer 1 ends inside its attention"
@@ -146,19 +148,19 @@ def test_skimming_never_runs_the_layers_above_the_last_retrieval_layer(bench: Wo
 def test_a_hit_a_miss_and_a_lost_entry_give_the_same_answer(bench: Workbench, carries: bool, keeps_pairs: bool) -> None:
     probes = bench.probes("Who signed it?", "When?")
     chunks = chunked(DOCUMENT, 64)
-    tasks = (Encode("doc", chunks, probes),) if carries else isolated(chunks, probes)
+    tasks = (encode(chunks, probes),) if carries else isolated(chunks, probes)
     runs = (Run(16, DOCUMENT[16:32]), Run(64, DOCUMENT[64:96]))
 
     def outcome(engines: list) -> tuple:
         encoded = [engine.encode(task) for engine, task in zip(engines, tasks, strict=False)]
         scores = [array.tobytes() for message in encoded for array in lse(message)]
         offered = [probe.offered for message in encoded for chunk in message.relevance for probe in chunk]
-        inside = tuple(Run(r.start, r.token_ids) for r in runs)
-        queries = tuple(Query("doc", probe, inside, 8, tasks if keeps_pairs else ()) for probe in probes)
+        kept = (tuple((run.start, run.stop) for run in runs),)
+        queries = tuple(Query("doc", probe, runs, 8, tasks if keeps_pairs else (), kept=kept) for probe in probes)
         return scores, offered, [a.text for a in engines[-1].answer(Ask(queries)).answers]
 
     store = TieredStore([MemoryTier(2**26)])
-    method = {"carries": carries, "keeps_pairs": keeps_pairs}
+    method = {"read": {"context": "carried" if carries else "isolated"}, "over": "kept" if keeps_pairs else "reread"}
     first = outcome([bench.engine(store, **method)] * len(tasks))
     again = outcome([bench.engine(store, **method)] * len(tasks))
     hits = store.counters.hits
@@ -177,12 +179,11 @@ def test_chunks_may_be_read_in_any_order_by_any_engine(bench: Workbench) -> None
 
 def test_kept_pairs_at_compact_positions_equal_computing_there(bench: Workbench) -> None:
     """In the first layer keys depend on token and position only: moved keys equal keys computed in place."""
-    engine = bench.engine(keeps_pairs=True, budget=KEEP_ALL)
+    engine = bench.engine(over="kept")
     [probe] = bench.probes("Who?")
-    task = Encode("doc", chunked(DOCUMENT[:128], 128), (probe,))
+    task = encode(chunked(DOCUMENT[:128], 128), (probe,), EVERYTHING)
     engine.encode(task)
-    wanted = (Run(40, DOCUMENT[40:60]), Run(100, DOCUMENT[100:110]))
-    kept, [length] = engine._assemble([Query("doc", probe, wanted, 1, (task,))])
+    kept, [length] = bench.assembled(engine, Query("doc", probe, (), 1, (task,), kept=(((40, 60), (100, 110)),)))
     ids = (*DOCUMENT[40:60], *DOCUMENT[100:110])
     first = len(bench.frame.anchor)
     direct = SegmentPass(bench.backend, (0, length), last_layer=0)
@@ -195,7 +196,7 @@ def test_unrotate_undoes_rotate_everywhere_in_the_window(bench: Workbench) -> No
     keys = torch.randn(64, 2, bench.model.shape.head_dim)
     places = torch.linspace(0, bench.model.shape.window - 1, 64).long()
     torch.testing.assert_close(
-        bench.model.unrotate(bench.model.rotate(keys, places), places), keys, atol=1e-5, rtol=1e-5
+        bench.model.unrotate(bench.model.rotate(keys, places, layer=0), places, layer=0), keys, atol=1e-5, rtol=1e-5
     )
 
 
@@ -203,15 +204,15 @@ def test_another_question_never_reads_this_ones_entry(bench: Workbench) -> None:
     store = TieredStore([MemoryTier(2**26)])
     engine = bench.engine(store)
     chunk = chunked(DOCUMENT[:64], 64)
-    one = engine.encode(Encode("doc", chunk, bench.probes("Who signed it?")))
-    two = engine.encode(Encode("doc", chunk, bench.probes("When?")))
+    one = engine.encode(encode(chunk, bench.probes("Who signed it?")))
+    two = engine.encode(encode(chunk, bench.probes("When?")))
     assert two.cache_hits == 0 and set(one.keys).isdisjoint(two.keys)
 
 
 def test_a_carried_set_stays_within_the_budget_and_changes_what_is_read(bench: Workbench) -> None:
     probes = bench.probes("Who signed it?")
     chunks = chunked(DOCUMENT, 64)
-    carried = lse(bench.engine(carries=True).encode(Encode("doc", chunks, probes)))
+    carried = lse(bench.engine(read={"context": "carried"}).encode(encode(chunks, probes)))
     alone = [lse(bench.engine().encode(task))[0] for task in isolated(chunks, probes)]
     np.testing.assert_array_equal(carried[0], alone[0])
     assert not np.allclose(carried[1], alone[1])

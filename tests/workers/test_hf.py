@@ -11,6 +11,8 @@ import torch
 from transformers import (
     Gemma2Config,
     Gemma2ForCausalLM,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
@@ -19,13 +21,14 @@ from transformers import (
     MistralForCausalLM,
     PhiConfig,
     PhiForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
     SmolLM3Config,
     SmolLM3ForCausalLM,
 )
 
-from tests.tiny import save_tiny_model
 from workers.errors import ModelError
-from workers.hf import LanguageModel, Tokenizer, model_shape
+from workers.hf import LanguageModel, Tokenizer, model_shape, shape
 
 SMALL = {
     "vocab_size": 300,
@@ -50,9 +53,33 @@ def test_a_model_without_rotary_positions_is_refused(tmp_path: Path) -> None:
         load(tmp_path)
 
 
-def test_sliding_window_layers_are_refused(tmp_path: Path) -> None:
+def test_layers_that_read_in_chunks_are_refused(tmp_path: Path) -> None:
+    config = Qwen3Config(**SMALL, head_dim=8, layer_types=["full_attention", "chunked_attention"])
+    Qwen3ForCausalLM(config).save_pretrained(tmp_path)
+    for attempt in (model_shape, load):
+        with pytest.raises(
+            ModelError, match=r"\(qwen3\): .*kind \['chunked_attention'\].*allowed: full_attention, sliding_attention"
+        ):
+            attempt(tmp_path)
+
+
+def test_a_window_that_is_the_same_in_all_layers_is_read(tmp_path: Path) -> None:
     MistralForCausalLM(MistralConfig(**SMALL, sliding_window=64)).save_pretrained(tmp_path)
-    with pytest.raises(ModelError, match="allowed: full attention"):
+    assert load(tmp_path).shape.windows == (64, 64)
+
+
+def test_a_model_that_reads_ahead_is_refused(tmp_path: Path) -> None:
+    config = Gemma3TextConfig(**SMALL, head_dim=8, use_bidirectional_attention=True)
+    Gemma3ForCausalLM(config).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=r"\(gemma3_text\): its rows read later ones"):
+        load(tmp_path)
+
+
+def test_windows_that_the_layers_do_not_ask_for_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A config that says one thing, and a model that does another."""
+    MistralForCausalLM(MistralConfig(**SMALL, sliding_window=64)).save_pretrained(tmp_path)
+    monkeypatch.setattr(shape, "layer_kinds", lambda text: ("full_attention", "sliding_attention"))
+    with pytest.raises(ModelError, match=r"read windows of \[64, 64\], not \[None, 64\]"):
         load(tmp_path)
 
 
@@ -90,6 +117,15 @@ def test_rope_that_depends_on_the_length_is_refused(tmp_path: Path, kind: str) -
         load(tmp_path)
 
 
+def test_rope_is_looked_at_in_layers_of_every_kind(tmp_path: Path) -> None:
+    fixed = {"rope_type": "default", "rope_theta": 10_000.0}
+    rope = {"sliding_attention": fixed, "full_attention": fixed | {"rope_type": "dynamic", "factor": 2.0}}
+    config = Gemma3TextConfig(**(SMALL | {"num_hidden_layers": 6}), head_dim=8, rope_parameters=rope)
+    Gemma3ForCausalLM(config).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=r"\(gemma3_text\): RoPE type 'dynamic' is not supported"):
+        load(tmp_path)
+
+
 @pytest.mark.parametrize(
     "rope",
     [
@@ -111,8 +147,9 @@ def test_keys_of_every_static_rope_can_be_moved(tmp_path: Path, rope: dict[str, 
     LlamaForCausalLM(LlamaConfig(**SMALL, rope_parameters=rope)).save_pretrained(tmp_path)
     model = load(tmp_path)
     keys, places = torch.randn(20, 2, 8), torch.arange(20) * 5
-    scale = model.rotate(keys, places).norm() / keys.norm()  # yarn scales attention inside the rotation
-    torch.testing.assert_close(model.unrotate(model.rotate(keys, places), places), keys, atol=1e-5, rtol=1e-5)
+    moved = model.rotate(keys, places, layer=0)
+    scale = moved.norm() / keys.norm()  # yarn scales attention inside the rotation
+    torch.testing.assert_close(model.unrotate(moved, places, layer=0), keys, atol=1e-5, rtol=1e-5)
     assert scale > 0.99
 
 
@@ -164,13 +201,3 @@ def test_truncated_weights_are_named(tiny_model: Path, tmp_path: Path) -> None:
     weights.write_bytes(weights.read_bytes()[:-100])
     with pytest.raises(ModelError, match=r"model\.source: .*cannot be loaded"):
         load(copy)
-
-
-def test_weights_are_never_changed_by_a_pass(tmp_path: Path) -> None:
-    from tests.workers.engines import Workbench, chunked, isolated, tokens
-
-    bench = Workbench(save_tiny_model(tmp_path))
-    before = {name: value.clone() for name, value in bench.model._model.state_dict().items()}
-    for task in isolated(chunked(tokens(128), 64), bench.probes("Who?")):
-        bench.engine(skims=True).encode(task)
-    assert all(torch.equal(before[name], value) for name, value in bench.model._model.state_dict().items())

@@ -9,19 +9,20 @@ import torch
 
 from configs.schema import Job, Model
 from workers.errors import BackendUnavailable, ModelError
-from workers.loading import ensure_profile, fast_dtype, load_engine, load_reading, resolve_runtime
+from workers.loading import fast_dtype, find_or_calibrate, load_engine, load_method, load_reading, resolve_runtime
 from workers.selection import calibrate
 from workers.selection.profile import profile_path
 
 no_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens on a machine without CUDA")
 
 
-def job(model: Path) -> Job:
+def job(model: Path, **keep: object) -> Job:
     return Job.model_validate(
         {
             "corpus": {"path": "x.parquet"},
             "questions": [{"id": "q", "text": "Who?"}],
             "model": {"source": str(model), "device": "cpu"},
+            "keep": keep,
             "output": {"path": "out"},
         }
     )
@@ -55,8 +56,23 @@ def test_a_model_without_a_profile_is_calibrated_once(
     whole = calibrate.Exam.of_split
     monkeypatch.setattr(calibrate.Exam, "of_split", lambda split, max_chars=None: whole(split, 2_000))
     asked = job(tiny_model)
-    first = ensure_profile(asked, load_reading(asked))
-    assert profile_path(first.weights).is_file()
+    first = find_or_calibrate(asked, load_reading(asked))
+    assert first is not None and profile_path(first.weights).is_file()
     monkeypatch.setattr(calibrate.Exam, "of_split", lambda *_: pytest.fail("calibrated twice"))
-    assert ensure_profile(asked, load_reading(asked)).digest == first.digest
-    assert load_engine(asked).store.counters.misses == 0
+    second = find_or_calibrate(asked, load_reading(asked))
+    assert second is not None and second.digest == first.digest
+    assert load_engine(asked, second).store.counters.misses == 0
+
+
+@pytest.mark.parametrize("scorer", [{"kind": "probe", "heads": "all"}, {"kind": "window"}], ids=["all heads", "window"])
+def test_a_scorer_without_calibrated_heads_calibrates_nothing(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scorer: dict[str, object]
+) -> None:
+    monkeypatch.setenv("FOVEATE_CACHE", str(tmp_path))
+    monkeypatch.setattr(calibrate.Exam, "of_split", lambda *_: pytest.fail("calibrated for nothing"))
+    asked = job(tiny_model, scorer=scorer)
+    reading = load_reading(asked)
+    assert find_or_calibrate(asked, reading) is None
+    method = load_method(asked, reading, None)
+    assert method.scorer.record["kind"] == scorer["kind"]
+    assert load_engine(asked, None).kv_shape == (3, 2)

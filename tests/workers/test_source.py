@@ -65,6 +65,43 @@ def test_a_file_that_is_not_gguf_is_refused_and_leaves_nothing_behind(tmp_path: 
     assert list((tmp_path / "cache" / "models").iterdir()) == []
 
 
+def _install_in_parts(site: Path, parts: dict[str, bytes]) -> str:
+    """A package whose model lies in pieces in packages beside it; what ``model.source`` calls it."""
+    for package in ("cut_model", *(f"cut_model_{name}" for name in parts)):
+        (site / package / "data").mkdir(parents=True)
+        (site / package / "__init__.py").touch()
+    for name, content in parts.items():
+        (site / f"cut_model_{name}" / "data" / f"cut.gguf.{name}").write_bytes(content)
+    return "package:cut_model/data/cut.gguf"
+
+
+def test_a_file_in_parts_is_joined_in_the_order_of_their_numbers(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The eleventh part comes after the second. Nothing of the joined file is left beside the model."""
+    whole = []
+
+    def convert(gguf: Path, directory: Path) -> None:
+        whole.append((gguf.name, gguf.read_bytes()))
+        shutil.copytree(tiny_model, directory, dirs_exist_ok=True)
+
+    monkeypatch.setattr(source, "convert_gguf", convert)
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    pieces = {f"part{number}": bytes([number]) * 3 for number in range(11)}
+    name = _install_in_parts(tmp_path / "site", pieces)
+    first, second = locate(name), locate(name)
+    assert whole == [("cut.gguf", b"".join(pieces.values()))]
+    assert first == second and first.directory.name.startswith("cut-")
+    assert not list(first.directory.glob("*.gguf"))
+
+
+def test_a_part_that_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    name = _install_in_parts(tmp_path / "site", {"part00": b"a", "part02": b"c"})
+    with pytest.raises(ModelError, match=r"package:cut_model/.*only its parts \[0, 2\] are installed"):
+        locate(name)
+
+
 def test_a_conversion_runs_once_and_under_its_name_is_complete(
     tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -51,12 +51,14 @@ class Backend(Protocol):
         *,
         causal: bool,
         scale: float,
+        window: int | None = None,
     ) -> Partial:
         """Softmax attention of every sequence over its own keys; head h reads kv head ``h // (H // G)``.
 
-        ``causal`` is aligned bottom-right: row r of n queries over m keys reads the keys up to m - n + r.
+        ``causal`` is aligned bottom-right: row r of n queries over m keys reads the keys up to m - n + r; with a
+        ``window`` of W keys only the last W of those, itself among them (W >= 1, causal calls only).
         ``cu_q`` and ``cu_k`` start at 0, never fall, and end at T and S; empty sequences are legal on both
-        sides. Raises ValueError for shapes, offsets or dtypes that the kernel does not take.
+        sides. Raises ValueError for shapes, offsets, windows or dtypes that the kernel does not take.
         """
         ...
 
@@ -97,6 +99,12 @@ def check_call(q_THD: Tensor, k_SGD: Tensor, v_SGD: Tensor, cu_q: Sequence[int],
             raise ValueError(f"{name} is {list(offsets[:1])}..{list(offsets[-1:])}: want 0 first and {rows} last")
         if any(stop < start for start, stop in pairwise(offsets)):
             raise ValueError(f"{name} falls: {list(offsets)}; want offsets that never fall")
+
+
+def check_window(window: int | None, *, causal: bool) -> None:
+    """Raise ValueError unless the window is one that ``Backend.attend`` defines."""
+    if window is not None and (window < 1 or not causal):
+        raise ValueError(f"window {window} with causal={causal}: want 1 or more, in a causal call")
 
 
 def _cpu(device: torch.device) -> Backend:

@@ -1,7 +1,7 @@
 """Attention by the flash-attn package (FlashAttention-2): Ampere and newer, float16 and bfloat16.
 
-The only file that imports ``flash_attn``, and only when it is asked for. Its causal mask is aligned
-bottom-right, as ours is, so a chunk after a past needs no merge.
+The only file that imports ``flash_attn``, and only when it is asked for. Its causal and
+window masks are aligned bottom-right, as ours are, so a chunk after a past needs no merge.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ def load() -> VarlenBackend:
             call.max_q,
             call.max_k,
             softmax_scale=call.scale,
-            causal=call.causal,
+            causal=call.reach[1] == 0,
+            window_size=call.reach,
             return_attn_probs=True,
         )
         return out_THD, lse_HT

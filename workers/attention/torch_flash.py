@@ -1,6 +1,6 @@
 """Attention by torch's own build of FlashAttention-2: Ampere and newer, float16 and bfloat16.
 
-Needs no extra package. Its causal mask, asked for as window (-1, 0), is aligned bottom-right, as ours is.
+Needs no extra package. Its masks, asked for as keys before and after, are aligned bottom-right, as ours are.
 The public function's parameters changed between torch 2.10 and 2.12, so it is asked what it takes.
 """
 
@@ -59,7 +59,7 @@ def over(varlen_attn: Callable[..., Any], with_lse: object) -> VarlenBackend:
             call.max_k,
             return_aux=with_lse,
             scale=call.scale,
-            window_size=(-1, 0) if call.causal else (-1, -1),
+            window_size=call.reach,
             **grouped,
         )
         return out_THD, lse_HT

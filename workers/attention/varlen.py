@@ -16,7 +16,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from workers.attention.base import Partial, check_call, empty
+from workers.attention.base import Partial, check_call, check_window, empty
 from workers.errors import BackendUnavailable
 
 _DTYPES = (torch.float16, torch.bfloat16)
@@ -24,7 +24,8 @@ _DTYPES = (torch.float16, torch.bfloat16)
 
 @dataclass(frozen=True)
 class VarlenCall:
-    """One launch. ``max_q`` and ``max_k`` bound the sequences' lengths; causal is aligned bottom-right."""
+    """One launch. ``max_q`` and ``max_k`` bound the sequences' lengths. ``reach``: how many keys before and after its
+    own a row reads, aligned bottom-right, -1 for all of them: (-1, 0) is causal, (W - 1, 0) a window of W keys."""
 
     q_THD: Tensor
     k_SGD: Tensor
@@ -33,7 +34,7 @@ class VarlenCall:
     cu_k: Tensor
     max_q: int
     max_k: int
-    causal: bool
+    reach: tuple[int, int]
     scale: float
 
 
@@ -54,9 +55,11 @@ class VarlenBackend:
         *,
         causal: bool,
         scale: float,
+        window: int | None = None,
     ) -> Partial:
         """See ``Backend.attend``. Takes float16 and bfloat16, head dimensions 8, 16, ... 256."""
         check_call(q_THD, k_SGD, v_SGD, cu_q, cu_k)
+        check_window(window, causal=causal)
         self._check_kernel(q_THD)
         if not len(q_THD) or not len(k_SGD):
             return empty(q_THD)
@@ -74,8 +77,7 @@ class VarlenBackend:
                 _offsets(tuple(cu_k), q.device),
                 max_q,
                 max_k,
-                # One query sees all keys either way, and only a call that is not causal splits them.
-                causal and max_q > 1,
+                _reach(causal, window, max_q, max_k),
                 scale,
             )
         )
@@ -102,6 +104,14 @@ def require_ampere(device: torch.device) -> None:
     major, minor = torch.cuda.get_device_capability(device)
     if major < 8:
         raise BackendUnavailable(f"needs compute capability 8.0 (Ampere) or newer; {device} has {major}.{minor}")
+
+
+def _reach(causal: bool, window: int | None, max_q: int, max_k: int) -> tuple[int, int]:
+    """``VarlenCall.reach``, as little as it can be: a window that holds every key is none, and one query sees all keys
+    whether causal or not, but only a call that is not causal splits them."""
+    if window is not None and window < max_k:
+        return (window - 1, 0)
+    return (-1, 0) if causal and max_q > 1 else (-1, -1)
 
 
 def _longest(offsets: Sequence[int]) -> int:

@@ -34,9 +34,9 @@ class Ragged:
     cu_k: Sequence[int]
     scale: float
 
-    def attend(self, sitting: Sitting, *, causal: bool) -> Partial:
+    def attend(self, sitting: Sitting, *, causal: bool, window: int | None = None) -> Partial:
         return sitting.backend.attend(
-            self.q_THD, self.k_SGD, self.v_SGD, self.cu_q, self.cu_k, causal=causal, scale=self.scale
+            self.q_THD, self.k_SGD, self.v_SGD, self.cu_q, self.cu_k, causal=causal, scale=self.scale, window=window
         )
 
     def keys(self, pieces: Sequence[slice], cu_k: Sequence[int]) -> Ragged:
@@ -64,7 +64,7 @@ def make(shape: Shape, sitting: Sitting, seed: int = 0) -> Ragged:
     return Ragged(q, k, v, cu_q, cu_k, scale=0.3)
 
 
-def softmax64(ragged: Ragged, *, causal: bool) -> Partial:
+def softmax64(ragged: Ragged, *, causal: bool, window: int | None = None) -> Partial:
     """Attention by its definition, a row and a head at a time; both results in float64 on the CPU."""
     q, k, v = (x.cpu().double() for x in (ragged.q_THD, ragged.k_SGD, ragged.v_SGD))
     group = q.shape[1] // k.shape[1]
@@ -74,9 +74,10 @@ def softmax64(ragged: Ragged, *, causal: bool) -> Partial:
             stop = k1 - (q1 - 1 - row) if causal else k1
             if stop <= k0:
                 continue
+            start = k0 if window is None else max(k0, stop - window)
             for head in range(q.shape[1]):
-                logits = k[k0:stop, head // group] @ q[row, head] * ragged.scale
-                out[row, head] = logits.softmax(0) @ v[k0:stop, head // group]
+                logits = k[start:stop, head // group] @ q[row, head] * ragged.scale
+                out[row, head] = logits.softmax(0) @ v[start:stop, head // group]
                 lse[row, head] = logits.logsumexp(0)
     return Partial(out, lse)
 

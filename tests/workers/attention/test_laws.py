@@ -57,6 +57,30 @@ def test_causal_is_aligned_bottom_right(sitting: Sitting, num_keys: int) -> None
         assert_close(rows, alone.attend(sitting, causal=False), sitting, slack=2)
 
 
+@pytest.mark.parametrize("window", [1, 5, 40, 100, 10**6])
+@pytest.mark.parametrize("shape", FIXED)
+def test_a_window_equals_softmax_over_the_last_keys(sitting: Sitting, shape: Shape, window: int) -> None:
+    ragged = make(shape, sitting)
+    got = ragged.attend(sitting, causal=True, window=window)
+    assert_close(got, softmax64(ragged, causal=True, window=window), sitting)
+
+
+@few
+@given(shape=shapes(), window=st.integers(1, 26), seed=st.integers(0, 99))
+def test_a_window_equals_softmax_on_any_ragged_shape(sitting: Sitting, shape: Shape, window: int, seed: int) -> None:
+    ragged = make(shape, sitting, seed)
+    got = ragged.attend(sitting, causal=True, window=window)
+    assert_close(got, softmax64(ragged, causal=True, window=window), sitting)
+
+
+def test_a_windowed_chunk_needs_only_the_last_keys_before_it(sitting: Sitting) -> None:
+    """What a reader may drop: all but the window - 1 keys before the rows."""
+    window, ragged = 20, make(Shape(((70, 170),)), sitting)
+    kept = ragged.keys([slice(100 - (window - 1), 170)], [0, 70 + window - 1])
+    got = kept.attend(sitting, causal=True, window=window)
+    assert_close(got, ragged.attend(sitting, causal=True, window=window), sitting, slack=2)
+
+
 @few
 @given(shape=shapes(), cuts=st.tuples(st.floats(0, 1), st.floats(0, 1)), seed=st.integers(0, 99))
 def test_keys_in_pieces_merge_to_the_whole(
@@ -165,6 +189,12 @@ def test_a_dtype_that_the_kernel_lacks_is_refused(sitting: Sitting) -> None:
     ragged = make(Shape(((5, 9),)), Sitting(sitting.backend, sitting.device, wrong))
     with pytest.raises(ValueError, match=rf"q is {wrong}: the {sitting.backend.name} backend takes"):
         ragged.attend(sitting, causal=False)
+
+
+@pytest.mark.parametrize(("window", "causal"), [(0, True), (-1, True), (4, False)])
+def test_a_window_that_means_nothing_is_refused(sitting: Sitting, window: int, causal: bool) -> None:
+    with pytest.raises(ValueError, match=f"window {window} with causal={causal}: want 1 or more, in a causal call"):
+        make(Shape(((5, 9),)), sitting).attend(sitting, causal=causal, window=window)
 
 
 def _partial(lse: list[float], seed: int) -> Partial:

@@ -7,10 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.workers.engines import Workbench
-from workers.messages import Chunk, Encode
+from tests.workers.engines import Workbench, chunked, encode
 from workers.selection import calibrate as calibration
-from workers.selection.calibrate import Observation, Sight, calibrate, choose_profile, observe
+from workers.selection.calibrate import HeadSearch, Observation, Sight, calibrate, choose_profile, observe
 from workers.selection.profile import Profile
 from workers.selection.questions import Exam, GoldQuestion
 from workers.selection.relevance import block_shares
@@ -18,8 +17,9 @@ from workers.selection.relevance import block_shares
 HEADS = tuple((layer, head) for layer in range(3) for head in range(4))
 
 
-def planted(good: set[int], rows: str = "words", questions: int = 30, blocks: int = 64) -> Observation:
-    """Heads that see noise, and good ones that each see a different two thirds of the gold blocks."""
+def planted(good: set[int], rows: str = "words", questions: int = 30, blocks: int = 64, told: int = 0) -> Observation:
+    """Heads that see noise, and good ones that each see a different two thirds of the gold blocks. Words find the gold
+    block of the first ``told`` of every three questions, and nothing of the others."""
     rng = np.random.default_rng(1)
     sights = []
     for q in range(questions):
@@ -28,7 +28,9 @@ def planted(good: set[int], rows: str = "words", questions: int = 30, blocks: in
         for index, head in enumerate(sorted(good)):
             if q % 3 != index % 3:
                 masses[rows][head, gold] += 5.0
-        sights.append(Sight(masses, ((gold * 32 + 3, gold * 32 + 20),), f"topic{q % 7}"))
+        matches_B = np.zeros(blocks, np.float32)
+        matches_B[gold] = 200.0 if q % 3 < told else 0.0
+        sights.append(Sight(masses, matches_B, ((gold * 32 + 3, gold * 32 + 20),), f"topic{q % 7}"))
     return Observation(HEADS, ((0, blocks * 32),), tuple(sights))
 
 
@@ -40,6 +42,23 @@ def test_the_planted_heads_and_rows_are_found(rows: str) -> None:
     assert {HEADS[2], HEADS[5], HEADS[11]} <= set(profile.heads)
     everything = Profile("weights", HEADS, rows)
     assert observation.recall(profile, 128) > observation.recall(everything, 128)
+
+
+def test_heads_are_chosen_for_what_they_add_to_words() -> None:
+    """Head 2 misses every first question of three, head 5 every second, head 11 every third: where words find the first
+    two, it is head 11 that has nothing to add."""
+    everything = range(30)
+    for told, useless in ((2, 11), (0, None)):
+        chosen = HeadSearch(planted({2, 5, 11}, told=told), "words").greedy(everything, 2)
+        assert useless not in chosen and set(chosen) <= {2, 5, 11}
+
+
+def test_words_and_heads_together_recall_more_than_either() -> None:
+    observation = planted({2}, told=1)
+    profile = Profile("weights", (HEADS[2],), "words")
+    words = [np.exp(sight.matches_B.astype(np.float64)) for sight in observation.sights]
+    together, heads = observation.recall(profile, 64), observation.recall(profile, 64, lexical=0.0)
+    assert together > max(heads, observation.recall_of(words, 64))
 
 
 def test_choosing_is_deterministic() -> None:
@@ -56,12 +75,11 @@ def test_an_exam_is_read_as_the_engine_reads(tiny_model: Path, monkeypatch: pyte
     )
     observation = observe(bench.loaded, exam)
     assert observation.sights[0].gold == ((4, 17),), "one token per byte: tokens are characters"
-    engine = bench.engine(skims=True, block_tokens=32)
+    engine = bench.engine(keep={"block_tokens": 32})
     ids = tuple(bench.frame.tokenizer.encode(text))
     probe = bench.frame.probe("a", "Who signed it?")
     lse = [
-        engine.encode(Encode("d", (Chunk(n, start, ids[start : start + 128]),), (probe,))).relevance[0][0].block_lse_RHB
-        for n, start in enumerate(range(0, len(ids), 128))
+        engine.encode(encode((chunk,), (probe,))).relevance[0][0].log_RHB for chunk in chunked(ids, 128)
     ]
     both = [HEADS.index(head) for head in ((0, 1), (1, 3))]  # the workbench's profile
     joint = observation.sights[0].masses_HB["words"][both].astype(np.float64).mean(axis=0)
@@ -73,7 +91,11 @@ def test_calibrating_a_model_of_no_profile_gives_one_with_what_was_measured(tiny
     lines: list[str] = []
     profile = calibrate(bench.loaded, max_chars=2_000, report=lines.append)
     assert profile.weights == "weights" and 1 <= len(profile.heads) <= 8
-    assert 0 <= profile.measured["calibrate"]["recall_at_1024"] <= 1
+    kinds = ("recall", "recall_of_heads_alone", "recall_of_words_alone", "recall_of_all_heads")
+    recalls = {f"{kind}_at_{budget}" for kind in kinds for budget in (256, 512, 1024)}
+    measured = profile.measured["calibrate"]
+    assert measured.keys() == recalls | {"questions", "tokens"}
+    assert all(0 <= measured[name] <= 1 for name in recalls)
     assert "held_out" not in profile.measured and lines
 
 

@@ -1,0 +1,131 @@
+"""Methods that cannot stand together, although each alone is well-formed.
+
+Invariants: every message names the keys to change and says what is allowed; what is not refused here works
+together, so a rule that is added when a combination breaks belongs here and nowhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import pairwise
+
+from configs.closed import Conflict
+from configs.stages import AnswerOver, Keep, Read
+
+_LOOK_AGAIN = ("narrow", "two_round")
+_BUDGETS_OF_PAIRS = ("pyramid", "adaptive", "heads")
+
+
+def method_conflicts(read: Read, keep: Keep, answer: AnswerOver) -> Iterable[Conflict]:
+    """Every conflict among the methods of a job."""
+    yield from _sizes(read, keep)
+    yield from _skimming(read, answer)
+    yield from _unknown_questions(keep, answer)
+    yield from _budgets_of_pairs(keep, answer)
+    yield from _second_looks(read, answer)
+    yield from _depth_pruning(read, keep, answer)
+    yield from _gate_pruning(read)
+
+
+def _sizes(read: Read, keep: Keep) -> Iterable[Conflict]:
+    chunk, block, budget, pattern = read.chunk_tokens, keep.block_tokens, keep.budget, read.pattern
+    if chunk % block:
+        yield Conflict(
+            ("read.chunk_tokens", "keep.block_tokens"),
+            f"read.chunk_tokens: {chunk} is not a multiple of keep.block_tokens: {block}; "
+            f"allowed: multiples, such as {(chunk // block + 1) * block}",
+        )
+    if budget.fraction is None and budget.tokens < block:
+        yield Conflict(
+            ("keep.budget.tokens", "keep.block_tokens"),
+            f"keep.budget.tokens: {budget.tokens} is less than one block "
+            f"(keep.block_tokens: {block}); allowed: {block} or more",
+        )
+    if pattern.kind != "dense" and pattern.block_tokens > chunk:
+        yield Conflict(
+            ("read.pattern.block_tokens", "read.chunk_tokens"),
+            f"read.pattern.block_tokens: {pattern.block_tokens} is more than a chunk "
+            f"(read.chunk_tokens: {chunk}); allowed: {chunk} or less",
+        )
+
+
+def _skimming(read: Read, answer: AnswerOver) -> Iterable[Conflict]:
+    if read.skim is True and answer.over == "kept":
+        yield Conflict(
+            ("read.skim", "answer.over"),
+            "read.skim: true keeps no pairs above the last layer that the scorer sees, but answer.over: kept "
+            "needs all layers; allowed: read.skim: auto or false, or answer.over: reread",
+        )
+
+
+def _unknown_questions(keep: Keep, answer: AnswerOver) -> Iterable[Conflict]:
+    if keep.question == "known":
+        return
+    if keep.scorer.kind == "probe":
+        yield Conflict(
+            ("keep.scorer.kind", "keep.question"),
+            "keep.scorer.kind: probe scores with the question, but keep.question: unknown reads without it; "
+            "allowed: keep.question: known, or another scorer, such as reconstruct, expected or window",
+        )
+    if answer.over in _LOOK_AGAIN:
+        yield Conflict(
+            ("answer.over", "keep.question"),
+            f"answer.over: {answer.over} reads a second time for each question, but keep.question: unknown reads "
+            "without it; allowed: keep.question: known, or answer.over: kept or reread",
+        )
+
+
+def _budgets_of_pairs(keep: Keep, answer: AnswerOver) -> Iterable[Conflict]:
+    if keep.budget.kind in _BUDGETS_OF_PAIRS and answer.over != "kept":
+        yield Conflict(
+            ("keep.budget.kind", "answer.over"),
+            f"keep.budget.kind: {keep.budget.kind} keeps other pairs in each layer or head, but answer.over: "
+            f"{answer.over} keeps text, which has neither; allowed: answer.over: kept, or keep.budget.kind: "
+            "uniform or threshold",
+        )
+
+
+def _second_looks(read: Read, answer: AnswerOver) -> Iterable[Conflict]:
+    if answer.over in _LOOK_AGAIN and read.context == "carried":
+        yield Conflict(
+            ("answer.over", "read.context"),
+            f"answer.over: {answer.over} reads parts of a document on their own a second time, but read.context: "
+            "carried reads them in one row; allowed: read.context: isolated, or answer.over: kept or reread",
+        )
+
+
+def _depth_pruning(read: Read, keep: Keep, answer: AnswerOver) -> Iterable[Conflict]:
+    pruning = read.pruning
+    if pruning.kind != "depth":
+        return
+    if keep.scorer.kind not in ("probe", "window") or keep.question == "unknown":
+        yield Conflict(
+            ("read.pruning.kind", "keep.scorer.kind", "keep.question"),
+            f"read.pruning.kind: depth drops what the question attends to least, but keep.scorer.kind: "
+            f"{keep.scorer.kind} with keep.question: {keep.question} reads without it; allowed: keep.scorer.kind: "
+            "probe or window, with keep.question: known",
+        )
+    if answer.over == "kept":
+        yield Conflict(
+            ("read.pruning.kind", "answer.over"),
+            "read.pruning.kind: depth leaves dropped tokens without pairs in deeper layers, but answer.over: kept "
+            "needs all layers; allowed: answer.over: reread, narrow or two_round, or read.pruning.kind: none",
+        )
+    layers, shares = list(pruning.layers), list(pruning.keep)
+    ascending = all(earlier < later for earlier, later in pairwise(layers))
+    falling = all(earlier >= later for earlier, later in pairwise(shares))
+    if len(layers) != len(shares) or not ascending or not falling:
+        yield Conflict(
+            ("read.pruning.layers", "read.pruning.keep"),
+            f"read.pruning.layers: {layers} and read.pruning.keep: {shares} are no schedule; allowed: "
+            "one share for each layer, layers ascending, shares never rising",
+        )
+
+
+def _gate_pruning(read: Read) -> Iterable[Conflict]:
+    if read.pruning.kind == "gate" and read.pattern.kind != "dense":
+        yield Conflict(
+            ("read.pruning.kind", "read.pattern.kind"),
+            f"read.pruning.kind: gate decides itself which earlier tokens are read, and so does read.pattern.kind: "
+            f"{read.pattern.kind}; allowed: read.pattern.kind: dense, or read.pruning.kind: none",
+        )

@@ -1,0 +1,63 @@
+"""What happens to a document on its way to an answer, as a job says it: read, keep, answer.
+
+Which methods there are is in ``methods``, which of them cannot stand together in ``conflicts``. This module is a
+leaf beside ``schema``: no torch, no ray.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from configs.closed import Closed, Natural, Positive
+from configs.methods import (
+    AllReader,
+    Budget,
+    DensePattern,
+    NoPruning,
+    Pattern,
+    ProbeScorer,
+    Pruning,
+    Reader,
+    Scorer,
+    UniformBudget,
+)
+
+
+class Read(Closed):
+    """How documents are read. ``isolated``: a chunk sees itself only, all in parallel. ``carried``: a chunk
+    also reads the kept sets of the earlier chunks, in order. ``skim: auto`` stops the encode pass at the
+    last retrieval layer where the answer does not need deeper pairs (``answer.over: reread``)."""
+
+    chunk_tokens: Annotated[int, Field(ge=32)] = 2048
+    context: Literal["isolated", "carried"] = "isolated"
+    pattern: Pattern = DensePattern()
+    pruning: Pruning = NoPruning()
+    skim: Literal["auto"] | bool = "auto"
+
+
+class Keep(Closed):
+    """What survives reading. Each kept block is widened by ``widen_tokens`` on both sides, so that a fact
+    on a block border is not cut; the widened tokens count against the budget. ``question: unknown`` reads and
+    keeps without looking at the questions, so that what was kept serves every later one."""
+
+    block_tokens: Positive = 32
+    widen_tokens: Natural = 16
+    question: Literal["known", "unknown"] = "known"
+    scorer: Scorer = ProbeScorer()
+    budget: Budget = UniformBudget()
+
+
+class AnswerOver(Closed):
+    """``reread``: the kept text is read once more, together. ``kept``: the kept pairs at compact positions.
+    ``narrow``: ``narrow_budgets`` budgets' worth of text is encoded together and selected from again, then reread.
+    ``two_round``: each chunk is read again behind what the first round kept of the others, then selected and
+    reread. ``separator`` is put between kept runs of text that were not neighbours. ``batch_size`` questions are
+    decoded together; the plan fixes which, so timing never changes an answer."""
+
+    over: Literal["reread", "kept", "narrow", "two_round"] = "reread"
+    narrow_budgets: Annotated[int, Field(ge=2)] = 4
+    separator: str = ""
+    reader: Reader = AllReader()
+    batch_size: Positive = 8

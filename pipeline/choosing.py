@@ -1,0 +1,141 @@
+"""From what the chunks of a document said to what a question keeps of it.
+
+Scores are settled on one scale for the document, the budget chooses among its blocks, and what was chosen becomes
+the query that an engine answers. Invariants: it depends on values only, not on who read which chunk when; text is
+chosen on the joint scale of all layers and heads, pairs on their own.
+
+Shapes: B blocks, L layers or 1, G key-value heads or 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import chain
+
+import numpy as np
+from numpy.typing import NDArray
+
+from configs.schema import Job
+from pipeline.prepared import Look, Prepared, Selection
+from workers.messages import Chunk, ChunkRelevance, Interval, Probe, Query, Run
+from workers.selection.budgets.base import BlockTable, Budget, Choice
+from workers.selection.budgets.uniform import UniformBudget
+from workers.selection.scorers.base import ChunkScores, Scorer
+
+
+class Chooser:
+    """Chooses with one job's scorer and budget."""
+
+    def __init__(
+        self,
+        job: Job,
+        scorer: Scorer,
+        budget: Budget,
+        separator: tuple[int, ...],
+        decode: Callable[[Sequence[int]], str],
+    ) -> None:
+        """``separator``: token ids between kept runs of text; ``decode``: tokens as text."""
+        self._decode = decode
+        self._scorer = scorer
+        self._budget = budget
+        self._text_budget = UniformBudget(job.keep.widen_tokens, floor_of(job))
+        self._block_tokens = job.keep.block_tokens
+        self._keeps_pairs = job.keeps_pairs
+        self._separator = separator
+
+    def table(self, chunks: Sequence[Chunk], probe: Probe, relevance: Sequence[ChunkRelevance]) -> BlockTable:
+        """The blocks of a document from one question's view. ``relevance``: one for each chunk, in order."""
+        extents = [(chunk.start, chunk.start + len(chunk.token_ids)) for chunk in chunks]
+        shares = self._settle(chunks, probe, relevance)
+        return BlockTable.of_chunks(
+            extents, shares, self._block_tokens, _offered(extents, relevance) if self._keeps_pairs else None
+        )
+
+    def table_again(self, look: Look, relevance: Sequence[ChunkRelevance]) -> BlockTable:
+        """The blocks of a later round, with the shares of that round. A text put together from blocks is settled as a
+        document of its own."""
+        chunks = [chunk for encode in look.encodes for chunk in encode.chunks]
+        [probe] = look.encodes[0].probes
+        share_LGB = np.concatenate(self._settle(chunks, probe, relevance), axis=2)
+        assert share_LGB.shape[2] == len(look.table.starts_B)
+        return replace(look.table, share_LGB=share_LGB)
+
+    def select(self, prepared: Prepared, index: int, table: BlockTable) -> Selection:
+        """What question ``index`` keeps. Where layers and heads keep different pairs, its runs are the text that a
+        uniform budget would keep: what its spans show."""
+        tokens = prepared.budget_tokens
+        choice = self._budget.choose(table if self._keeps_pairs else table.joint(), tokens)
+        shown = choice if choice.shape == (1, 1) else self._text_budget.choose(table.joint(), tokens)
+        query = Query(
+            document=prepared.name,
+            probe=prepared.probes[index],
+            runs=runs_of(prepared, shown.kept[0]),
+            max_new_tokens=prepared.asked[index].max_new_tokens,
+            separator=self._separator,
+        )
+        if self._keeps_pairs:
+            query = _over_pairs(query, prepared, choice)
+        return Selection(query, table, choice)
+
+    def _settle(
+        self, chunks: Sequence[Chunk], probe: Probe, relevance: Sequence[ChunkRelevance]
+    ) -> list[NDArray[np.float64]]:
+        question = self._decode(probe.token_ids[slice(*probe.scored)]) if self._scorer.reads_text else ""
+        return self._scorer.settle(
+            [
+                ChunkScores(
+                    own.log_RHB,
+                    (chunk.start, chunk.start + len(chunk.token_ids)),
+                    self._block_tokens,
+                    self._texts(chunk) if self._scorer.reads_text else (),
+                    question,
+                )
+                for chunk, own in zip(chunks, relevance, strict=True)
+            ]
+        )
+
+    def _texts(self, chunk: Chunk) -> tuple[str, ...]:
+        """The blocks of a chunk as text."""
+        ids, size = chunk.token_ids, self._block_tokens
+        return tuple(self._decode(ids[start : start + size]) for start in range(0, len(ids), size))
+
+
+def floor_of(job: Job) -> int:
+    """Blocks that every chunk keeps at least."""
+    return job.keep.budget.min_blocks_per_chunk if job.keep.budget.kind == "uniform" else 0
+
+
+def runs_of(prepared: Prepared, kept: Sequence[Interval]) -> tuple[Run, ...]:
+    """Intervals of a document with their tokens."""
+    return tuple(Run(start, prepared.token_ids[start:stop]) for start, stop in kept)
+
+
+def _over_pairs(query: Query, prepared: Prepared, choice: Choice) -> Query:
+    """The query over kept pairs; it names the messages that those come from, so that a lost one can be read again."""
+    kept = np.zeros(prepared.num_tokens, dtype=bool)
+    for start, stop in chain.from_iterable(choice.kept):
+        kept[start:stop] = True
+    sources = tuple(
+        encode
+        for encode in prepared.encodes
+        if any(kept[chunk.start : chunk.start + len(chunk.token_ids)].any() for chunk in encode.chunks)
+    )
+    return replace(query, sources=sources, shape=choice.shape, kept=choice.kept)
+
+
+def _offered(extents: Sequence[Interval], relevance: Sequence[ChunkRelevance]) -> tuple[tuple[Interval, ...], ...]:
+    """What the chunks kept, in document positions, per layer and head; one entry where all chunks kept the same in
+    every layer and head."""
+    offers = []
+    for chunk in relevance:
+        assert chunk.offered is not None, "an engine that keeps pairs says which"
+        offers.append(chunk.offered)
+    return tuple(
+        tuple(
+            (first + start, first + stop)
+            for (first, _), offer in zip(extents, offers, strict=True)
+            for start, stop in offer[index if len(offer) > 1 else 0]
+        )
+        for index in range(max(len(offer) for offer in offers))
+    )

@@ -1,0 +1,151 @@
+"""From an item to what each contender keeps of it: the product's own steps, around shared readings.
+
+Invariants: contenders that read alike share one reading; a contender's kept pairs live until it was answered, and
+no longer; a contender that cannot be run is an error with its reason.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from cache_store.store import TieredStore
+from cache_store.tiers.memory import MemoryTier
+from configs.methods import RandomScorer, UniformBudget
+from configs.schema import Job
+from configs.stages import AnswerOver, Read
+from pipeline.attribution import relevance_kept
+from pipeline.document import Asked, Document
+from pipeline.errors import JobError
+from pipeline.evaluation.baselines import BASELINES, Plain
+from pipeline.evaluation.contender import Contender, Found
+from pipeline.evaluation.sharing import SharedReading
+from pipeline.evaluation.tasks.base import Item
+from pipeline.prepared import Prepared, Selection
+from pipeline.reading import DocumentReader
+from workers.context import Context
+from workers.engine import Engine
+from workers.errors import BackendUnavailable, ModelError
+from workers.loaded import LoadedModel
+from workers.loading import Reading, load_method
+from workers.messages import Encoded
+from workers.method import Method as Parts
+from workers.selection.profile import Profile
+
+_ROOM = 2**40
+"""Bytes that a document's kept sets may take while it is tried: they go with it."""
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A contender that cannot be tried on an item, and why."""
+
+    contender: Contender
+    reason: str
+
+
+class Finder:
+    """Finds with one loaded model. Threads may share it."""
+
+    def __init__(self, reading: Reading, loaded: LoadedModel, profile: Profile | None, anchor: Context) -> None:
+        """``profile``: retrieval heads, where any contender needs them."""
+        self._reading = reading
+        self._loaded = loaded
+        self._profile = profile
+        self._anchor = anchor
+
+    def find(self, item: Item, contenders: Sequence[Contender], *, shares: bool) -> Iterator[Found | Refused]:
+        """What each contender keeps, in no particular order. Without ``shares`` each reads by itself, so that seconds
+        are its own."""
+        document = document_of(item)
+        groups: dict[str, list[tuple[Contender, Parts]]] = {}
+        for index, contender in enumerate(contenders):
+            if contender.method.baseline is not None:
+                yield self._baseline(document, contender)
+                continue
+            try:
+                parts = load_method(contender.job, self._reading, self._profile)
+            except ModelError as error:
+                yield Refused(contender, str(error))
+                continue
+            name = _way_of_reading(contender, parts) if shares else str(index)
+            groups.setdefault(name, []).append((contender, parts))
+        for group in groups.values():
+            yield from self._find_together(document, group)
+
+    def _find_together(self, document: Document, group: list[tuple[Contender, Parts]]) -> Iterator[Found | Refused]:
+        """Contenders that read alike, one after the other over one shared reading."""
+        rule = replace(group[0][1].rule, all_layers=any(parts.rule.all_layers for _, parts in group))
+        keeps = any(parts.keeps_pairs or parts.carries for _, parts in group)
+        shared = SharedReading(self._loaded, self._anchor, rule, [p.scorer for _, p in group], keeps_pairs=keeps)
+        for contender, parts in group:
+            try:
+                yield self._read(document, contender, parts, shared)
+            except (JobError, ModelError, BackendUnavailable) as error:
+                yield Refused(contender, str(error))
+
+    def _read(self, document: Document, contender: Contender, parts: Parts, shared: SharedReading) -> Found | Refused:
+        """One contender's way through a document."""
+        started = time.perf_counter()
+        reader = DocumentReader(contender.job, self._reading, parts.scorer, parts.budget)
+        store = TieredStore([MemoryTier(_ROOM)])
+        encoder = shared.encoder_for(parts.scorer, parts.rule)
+        engine = Engine(self._loaded, parts, store, encoder=encoder, anchor=self._anchor)
+        prepared = reader.prepare(document)
+        if prepared.failures:
+            return Refused(contender, prepared.failures[0].message)
+        step: Prepared | list[Selection] = prepared
+        while isinstance(step, Prepared):
+            encoded: list[Encoded] = [engine.encode(task) for task in step.encodes]
+            prepared, step = step, reader.advance(step, encoded)
+        [selection] = step
+        head_bytes = 2 * self._reading.shape.head_dim * self._loaded.weights.dtype.itemsize
+        heads = self._reading.shape.num_layers * self._reading.shape.num_kv_heads
+        return Found(
+            contender=contender,
+            query=selection.query,
+            kept=selection.choice.kept,
+            engine=engine,
+            seconds_read=None if shared.has_many else time.perf_counter() - started,
+            relevance_kept=relevance_kept(selection.choice, selection.table),
+            kept_bytes=round(selection.choice.tokens * heads) * head_bytes if parts.keeps_pairs else None,
+        )
+
+    def _baseline(self, document: Document, contender: Contender) -> Found | Refused:
+        """What a baseline reads: text that no attention chose."""
+        started = time.perf_counter()
+        job = _without_method(contender.job)
+        parts = load_method(job, self._reading, None)
+        reader = DocumentReader(job, self._reading, parts.scorer, parts.budget)
+        prepared = reader.prepare(document)
+        if prepared.failures:
+            return Refused(contender, prepared.failures[0].message)
+        engine = Engine(self._loaded, parts, TieredStore([]), anchor=self._anchor)
+        assert contender.method.baseline is not None
+        query = BASELINES[contender.method.baseline](Plain(prepared, engine), contender)
+        kept = tuple((run.start, run.stop) for run in query.runs)
+        return Found(contender, query, (kept,), engine, time.perf_counter() - started)
+
+
+def document_of(item: Item) -> Document:
+    """An item as a row of a corpus."""
+    asked = Asked(item.id, item.question, item.answer_prefix, item.max_new_tokens)
+    return Document(item.id, item.context, item.task, 0, (asked,))
+
+
+def _without_method(job: Job) -> Job:
+    """A job that answers over text and for which nothing of the model need be known."""
+    keep = job.keep.model_copy(
+        update={"scorer": RandomScorer(), "budget": UniformBudget(tokens=job.keep.budget.tokens)}
+    )
+    return job.model_copy(
+        update={"read": Read(chunk_tokens=job.read.chunk_tokens), "keep": keep, "answer": AnswerOver()}
+    )
+
+
+def _way_of_reading(contender: Contender, parts: Parts) -> str:
+    """Contenders with the same name here can share a reading."""
+    scored_by = parts.scorer.record if parts.is_shaped_by_all or parts.carries else None
+    return json.dumps([parts.record, contender.job.read.chunk_tokens, contender.job.keep.block_tokens, scored_by])

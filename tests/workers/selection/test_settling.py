@@ -1,0 +1,54 @@
+"""Laws of settling: shares of one document, whatever was or was not heard."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from numpy.typing import NDArray
+
+from workers.hf import ModelShape
+from workers.selection.scorers.base import ChunkScores
+from workers.selection.settling import settle_masses
+
+SHAPE = ModelShape(num_layers=3, num_heads=4, num_kv_heads=2, head_dim=8, window=64, windows=(None,) * 3)
+COLUMNS = SHAPE.num_layers * SHAPE.num_heads
+LOG_MASSES = hnp.arrays(
+    np.float32,
+    st.tuples(st.just(1), st.just(COLUMNS), st.integers(1, 9)),
+    elements=st.one_of(st.floats(-1e4, 1e4, width=32), st.just(-np.inf)),
+)
+
+
+def _chunks(log_RHB: NDArray[np.float32], cuts: list[int]) -> list[ChunkScores]:
+    borders = [0, *cuts, log_RHB.shape[2]]
+    return [ChunkScores(log_RHB[:, :, start:stop], (start, stop), 1) for start, stop in pairwise(borders)]
+
+
+@given(LOG_MASSES, st.data())
+def test_shares_sum_to_one_and_do_not_depend_on_the_cut(log_RHB: NDArray[np.float32], data: st.DataObject) -> None:
+    whole = settle_masses(_chunks(log_RHB, []), SHAPE)[0]
+    assert whole.shape == (SHAPE.num_layers, SHAPE.num_kv_heads, log_RHB.shape[2])
+    assert (whole >= 0.0).all()
+    np.testing.assert_allclose(whole.sum(axis=2), 1.0)
+    inner = range(1, log_RHB.shape[2])
+    cuts = sorted(data.draw(st.sets(st.sampled_from(inner)))) if inner else []
+    np.testing.assert_array_equal(np.concatenate(settle_masses(_chunks(log_RHB, cuts), SHAPE), axis=2), whole)
+
+
+def test_heads_that_heard_nothing_find_all_blocks_alike() -> None:
+    log_RHB = np.full((1, COLUMNS, 5), -np.inf, np.float32)
+    [share_LGB] = settle_masses(_chunks(log_RHB, []), SHAPE)
+    np.testing.assert_allclose(share_LGB, 0.2)
+
+
+def test_every_query_head_has_one_vote_in_its_group() -> None:
+    """A head that shouts everywhere counts no more than the quiet one that reads the same pairs."""
+    log_RHB = np.zeros((1, COLUMNS, 2), np.float32)
+    log_RHB[0, 0] = (90.0, 90.0 + np.log(3.0))  # layer 0, the first of the two heads of kv head 0: shares 1/4 and 3/4
+    [share_LGB] = settle_masses(_chunks(log_RHB, []), SHAPE)
+    np.testing.assert_allclose(share_LGB[0, 0], (0.375, 0.625), rtol=1e-5)
+    np.testing.assert_allclose(share_LGB[0, 1], (0.5, 0.5))

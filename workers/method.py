@@ -1,0 +1,105 @@
+"""A job's settings as the parts that act on them: scorer, budget, reading rule, reader.
+
+Driver and engines build the same ones from the same job, so that what an engine scores the driver can settle.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from configs import methods
+from configs.stages import AnswerOver, Keep, Read
+from workers.attention.patterns import pattern_of
+from workers.depth import DepthSchedule
+from workers.encoder import ReadingRule
+from workers.hf import ModelShape
+from workers.readers import reader_of
+from workers.segments import Readable
+from workers.selection.budgets import budget_of
+from workers.selection.budgets.base import Budget
+from workers.selection.gate import find_gate
+from workers.selection.profile import Profile
+from workers.selection.scorers import scorer_of
+from workers.selection.scorers.base import Scorer
+from workers.sparse import GateDrop
+
+
+@dataclass(frozen=True)
+class Method:
+    """How a job reads, keeps and answers. ``record``: everything in ``rule`` that decides what reading computes, as
+    plain JSON values; ``carries``: chunks read what earlier ones left; ``keeps_pairs``: answers come from kept pairs;
+    ``reader``: what steps of decoding read in
+    place of a segment."""
+
+    scorer: Scorer
+    budget: Budget
+    rule: ReadingRule
+    record: dict[str, object]
+    widen_tokens: int
+    carries: bool
+    keeps_pairs: bool
+    reader: Callable[[Readable], Readable]
+
+    @property
+    def asks(self) -> bool:
+        """Whether what is kept belongs to one question: its scorer looks at the question."""
+        return self.scorer.observer == "probe"
+
+    @property
+    def is_shaped_by_all(self) -> bool:
+        """Whether reading itself depends on all questions of a document: they choose what is carried, or goes on."""
+        return self.asks and (self.carries or self.rule.depth is not None)
+
+
+@dataclass(frozen=True)
+class Stages:
+    """The three stages of a job that make its method."""
+
+    read: Read
+    keep: Keep
+    answer: AnswerOver
+
+
+def needs_profile(keep: Keep) -> bool:
+    """Whether calibrated retrieval heads are needed."""
+    return keep.scorer.kind == "probe" and keep.scorer.heads == "calibrated"
+
+
+def method_of(stages: Stages, shape: ModelShape, weights: str, profile: Profile | None) -> Method:
+    """The parts for a model of this shape and fingerprint. ``profile``: needed where ``needs_profile``. Raises
+    ``ModelError`` for a gate or head map that is missing or another model's."""
+    read, keep, answer = stages.read, stages.keep, stages.answer
+    known = keep.question == "known"
+    gate = None
+    record: dict[str, object] = {"pattern": read.pattern.model_dump(mode="json")}
+    if isinstance(read.pruning, methods.GateDropping):
+        dropping = read.pruning
+        gate = GateDrop(
+            find_gate(dropping.file, weights, "read.pruning.file"), dropping.threshold, dropping.delay_tokens
+        )
+        record |= {"gate": [gate.gate.digest, gate.threshold, gate.delay_tokens]}
+    depth = None
+    if isinstance(read.pruning, methods.DepthPruning):
+        depth = DepthSchedule(read.pruning.layers, read.pruning.keep)
+        record |= {"depth": [list(depth.layers), list(depth.keep)]}
+    if read.context == "carried":
+        record |= {"context": "carried"}
+    skims = answer.over != "kept" if read.skim == "auto" else read.skim
+    rule = ReadingRule(
+        block_tokens=keep.block_tokens,
+        pattern=pattern_of(read.pattern),
+        depth=depth,
+        gate=gate,
+        all_layers=not skims,
+    )
+    return Method(
+        scorer=scorer_of(keep.scorer, question_known=known, shape=shape, profile=profile, weights=weights),
+        budget=budget_of(keep, shape=shape, weights=weights),
+        rule=rule,
+        record=record,
+        widen_tokens=keep.widen_tokens,
+        carries=read.context == "carried",
+        keeps_pairs=answer.over == "kept",
+        reader=reader_of(answer.reader),
+    )
