@@ -25,6 +25,8 @@ def method_conflicts(read: Read, keep: Keep, answer: AnswerOver) -> Iterable[Con
     yield from _second_looks(read, answer)
     yield from _depth_pruning(read, keep, answer)
     yield from _gate_pruning(read)
+    yield from _unread_keys(read, keep)
+    yield from _pages(answer)
 
 
 def _sizes(read: Read, keep: Keep) -> Iterable[Conflict]:
@@ -128,4 +130,29 @@ def _gate_pruning(read: Read) -> Iterable[Conflict]:
             ("read.pruning.kind", "read.pattern.kind"),
             f"read.pruning.kind: gate decides itself which earlier tokens are read, and so does read.pattern.kind: "
             f"{read.pattern.kind}; allowed: read.pattern.kind: dense, or read.pruning.kind: none",
+        )
+
+
+def _unread_keys(read: Read, keep: Keep) -> Iterable[Conflict]:
+    """A sum over what later rows paid to a key means nothing where some of them were kept from reading it."""
+    hiding: list[tuple[str, str, str]] = []
+    if read.pattern.kind != "dense":
+        hiding.append(("read.pattern.kind", read.pattern.kind, "dense"))
+    if read.pruning.kind == "gate":
+        hiding.append(("read.pruning.kind", read.pruning.kind, "none"))
+    for key, kind, allowed in hiding if keep.scorer.kind == "accumulated" else ():
+        yield Conflict(
+            ("keep.scorer.kind", key),
+            f"keep.scorer.kind: accumulated sums what all later tokens pay to a token, but {key}: {kind} hides it from "
+            f"some of them; allowed: {key}: {allowed}, or another scorer, such as window, expected or reconstruct",
+        )
+
+
+def _pages(answer: AnswerOver) -> Iterable[Conflict]:
+    reader = answer.reader
+    if reader.kind == "top_pages" and reader.tokens < reader.page_tokens:
+        yield Conflict(
+            ("answer.reader.tokens", "answer.reader.page_tokens"),
+            f"answer.reader.tokens: {reader.tokens} is less than one page (answer.reader.page_tokens: "
+            f"{reader.page_tokens}); allowed: {reader.page_tokens} or more",
         )

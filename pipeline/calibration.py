@@ -26,7 +26,7 @@ from workers.selection.profile import Profile, profile_path
 from workers.source import locate
 
 Report = Callable[[str], None]
-PROBE_TOKENS = 2048
+PROBE_TOKENS = 1024
 """Text that head roles are measured on: two passes over it for each kv head."""
 
 

@@ -7,6 +7,7 @@ refused with the sum and with what to lower.
 from __future__ import annotations
 
 from configs.schema import Job
+from workers.encoder import REPEAT
 from workers.loading import Reading
 from workers.messages import Probe
 from workers.selection.budgets.base import Budget
@@ -20,6 +21,7 @@ class Room:
         self._window = reading.shape.window
         self._anchor_tokens = len(reading.frame.anchor)
         self._separator_tokens = len(separator)
+        self._repeat_tokens = len(reading.frame.tokenizer.encode_frame(REPEAT))
         self._budget = budget
         self._job = job
         self._amount = "keep.budget.tokens" if job.keep.budget.fraction is None else "keep.budget.fraction"
@@ -36,7 +38,7 @@ class Room:
             "prompt": self._anchor_tokens,
             "read.chunk_tokens": self._job.read.chunk_tokens,
             **self._before_chunk(budget_tokens),
-            "question": len(probe.token_ids),
+            **self._behind_chunk(probe),
         }
         answer = {
             "prompt": self._anchor_tokens,
@@ -56,6 +58,12 @@ class Room:
         if self._job.answer.over == "two_round":
             return {"kept of other chunks": sum(self._kept(budget_tokens).values())}
         return {}
+
+    def _behind_chunk(self, probe: Probe) -> dict[str, int]:
+        """What is read behind a chunk: the question, or its repetition where a scorer looks at that."""
+        if self._job.keep.scorer.kind != "reconstruct":
+            return {"question": len(probe.token_ids)}
+        return {"repetition": self._job.read.chunk_tokens + self._repeat_tokens}
 
     def _kept(self, budget_tokens: int) -> dict[str, int]:
         """The most tokens that an answer is computed over. Between runs of text stand separators, and all runs hold a

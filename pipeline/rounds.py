@@ -50,7 +50,7 @@ class Narrow:
         text = joined(runs_of(prepared, kept))
         chunks = cut(text, min(self.room.chunk_tokens(probe), prepared.max_chunk_tokens))
         encodes = (Encode(prepared.name, (chunk,), (probe,), prepared.budget_tokens) for chunk in chunks)
-        return Look(tuple(encodes), _only(table, inside_B))
+        return Look(tuple(encodes), replace(_only(table, inside_B), extent=(0, prepared.num_tokens)))
 
 
 @dataclass(frozen=True)

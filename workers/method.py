@@ -13,6 +13,7 @@ from configs.stages import AnswerOver, Keep, Read
 from workers.attention.patterns import pattern_of
 from workers.depth import DepthSchedule
 from workers.encoder import ReadingRule
+from workers.errors import ModelError
 from workers.hf import ModelShape
 from workers.readers import reader_of
 from workers.segments import Readable
@@ -68,7 +69,9 @@ def needs_profile(keep: Keep) -> bool:
 
 def method_of(stages: Stages, shape: ModelShape, weights: str, profile: Profile | None) -> Method:
     """The parts for a model of this shape and fingerprint. ``profile``: needed where ``needs_profile``. Raises
-    ``ModelError`` for a gate or head map that is missing or another model's."""
+    ``ModelError`` for a gate or head map that is missing or another model's, and for what does not go with layers that
+    read a window."""
+    _check_windows(stages, shape)
     read, keep, answer = stages.read, stages.keep, stages.answer
     known = keep.question == "known"
     gate = None
@@ -103,3 +106,33 @@ def method_of(stages: Stages, shape: ModelShape, weights: str, profile: Profile 
         keeps_pairs=answer.over == "kept",
         reader=reader_of(answer.reader),
     )
+
+
+def _check_windows(stages: Stages, shape: ModelShape) -> None:
+    """Raise ``ModelError`` for methods that layers with a window cannot do, or that nobody would do in a model that
+    has no other layers. Where both kinds are, those without a window score, and they alone are thinned out."""
+    read, keep, answer = stages.read, stages.keep, stages.answer
+    windows = sorted({window for window in shape.windows if window is not None})
+    if not windows:
+        return
+    narrow = f"{shape.num_layers - len(shape.full_layers)} of the {shape.num_layers} layers of model.source read a "
+    narrow += f"window of {' or '.join(map(str, windows))} tokens"
+    if read.pruning.kind == "depth":
+        raise ModelError(
+            f"read.pruning.kind: depth leaves gaps between the tokens that go on, but {narrow}, in which tokens are "
+            "neighbours; allowed for this model: none, gate"
+        )
+    if shape.full_layers:
+        return
+    looking = (
+        ("keep.scorer.kind", keep.scorer.kind, ("streaming", "random")),
+        ("read.pattern.kind", read.pattern.kind, ("dense",)),
+        ("read.pruning.kind", read.pruning.kind, ("none",)),
+        ("answer.reader.kind", answer.reader.kind, ("all",)),
+    )
+    for key, kind, allowed in looking:
+        if kind not in allowed:
+            raise ModelError(
+                f"{key}: {kind} needs layers that read all earlier tokens, but {narrow}; allowed for this model: "
+                f"{', '.join(allowed)}"
+            )

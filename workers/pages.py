@@ -147,6 +147,14 @@ class PagedSegment:
         read = backend.attend(folded, keys, values, range(len(cu_k)), cu_k, causal=False, scale=scale)
         return unfold(read, heads)
 
+    def last(self, layer: int, head: int, sequence: int, count: int) -> tuple[Tensor, Tensor]:
+        """As ``Readable.last``; a window is shorter than what pages are worth choosing from, so all of it."""
+        return self.whole.last(layer, head, sequence, count)
+
+    def num_positions(self, sequence: int) -> int:
+        """As ``Readable.num_positions``."""
+        return self.whole.num_positions(sequence)
+
     def by_head(self) -> HeadSegment:
         """As ``Readable.by_head``: all of it."""
         return self.whole

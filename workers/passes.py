@@ -3,8 +3,10 @@
 Every pass of the engine (a chunk after its anchor, probes after a chunk, a repetition, a batch of prompts, one step
 of decoding) is the same thing: T packed rows in sequences, each reading its *own* rows and, in full, earlier
 *segments*, the partial results merged exactly. How rows read their own is a part of its own (``Own``): causally,
-block-sparsely, without what a gate dropped, or as a step of decoding. Invariants: positions live in the rotated
-keys, so a segment may be read in any order; a segment is never written to while a pass reads it.
+block-sparsely, without what a gate dropped, or as a step of decoding. Layers with a window read the positions in it,
+whatever ``Own`` says (``windowed``). Invariants: positions live in the rotated keys, so layers without a window read
+segments in any order; with one, segments are in the order of their positions, the rows directly behind them; a segment
+is never written to while a pass reads it.
 
 Shapes: T rows, H query heads, G key-value heads, D head dimension, S keys, E width of the model.
 """
@@ -13,14 +15,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, runtime_checkable
 
 from torch import Tensor
 
 from workers.attention.base import Backend, Partial, merge
 from workers.hf import Enough, Pass
 from workers.segments import Readable, Segment
-from workers.windowed import attend_window
+from workers.windowed import OwnRows, WindowReader
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,15 @@ class Own(Protocol):
         ...
 
 
+@runtime_checkable
+class LongOwn(Own, Protocol):
+    """An ``Own`` that reads more of its sequences than the rows of the pass."""
+
+    def rows(self, sight: Sight) -> OwnRows:
+        """All pairs that it reads of its sequences, for layers with a window; called instead of ``attend``."""
+        ...
+
+
 @dataclass(frozen=True)
 class CausalOwn:
     """Each row reads every row of its sequence up to itself."""
@@ -105,6 +116,7 @@ class SegmentPass(Pass):
         self._row_bounds = tuple(row_bounds)
         self._segments = tuple(segment for segment in segments if len(segment))
         self._own = own or CausalOwn(backend, self._row_bounds)
+        self._near = WindowReader(backend, self._row_bounds, self._segments)
         self._last_layer = last_layer
         self._watchers = tuple(watchers)
         self._needs_lse = any(watcher.wants_lse for watcher in watchers)
@@ -133,8 +145,7 @@ class SegmentPass(Pass):
             for segment in self._segments:
                 partial = merge(partial, segment.attend(self._backend, layer, q_THD, self._row_bounds, scale))
         else:
-            rows = (q_THD, k_TGD, v_TGD)
-            partial = attend_window(self._backend, layer, rows, self._row_bounds, self._segments, window, scale)
+            partial = self._near.attend(layer, q_THD, self._own_rows(sight), window, scale)
         self._show(replace(sight, lse_TH=partial.lse_TH))
         if is_last:
             raise Enough
@@ -147,6 +158,12 @@ class SegmentPass(Pass):
     def shared_segment(self) -> Segment:
         """The same pairs, for every sequence of a later pass to read in full."""
         return Segment(self._keys, self._values)
+
+    def _own_rows(self, sight: Sight) -> OwnRows:
+        """What the rows read of their own sequences in a layer with a window."""
+        if isinstance(self._own, LongOwn):
+            return self._own.rows(sight)
+        return OwnRows(sight.k_TGD, sight.v_TGD, self._row_bounds)
 
     def _show(self, sight: Sight) -> None:
         for watcher in self._watchers:

@@ -6,6 +6,9 @@ leaves). Both are one ragged call per layer. Invariants: keys are rotated at the
 them, so pairs may be read in any order; nothing is written to; a head or sequence without pairs is legal, and its
 rows get out 0 and log-sum-exp -inf, which ``merge`` takes as nothing.
 
+A segment takes as many positions of a sequence as the longest of its kv heads, in any layer, has pairs; a head with
+fewer has them at the last of these positions. That is all that a layer with a window needs to know (``windowed``).
+
 Shapes: N sequences, T rows, H query heads, G kv heads, R = H // G, D head dimension, S pairs of a layer.
 """
 
@@ -13,7 +16,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from functools import cached_property
+from itertools import accumulate, pairwise
 from typing import Protocol
 
 import torch
@@ -31,6 +35,15 @@ class Readable(Protocol):
     def attend(self, backend: Backend, layer: int, q_THD: Tensor, row_bounds: Sequence[int], scale: float) -> Partial:
         """Every row over all the keys of its sequence (rows ``row_bounds[n]:row_bounds[n + 1]``), whatever their
         positions. ValueError where the pairs are of another number of sequences."""
+        ...
+
+    def last(self, layer: int, head: int, sequence: int, count: int) -> tuple[Tensor, Tensor]:
+        """The last ``count`` pairs that a sequence has of a kv head, all of them where there are fewer: keys and
+        values [<= count, D], in the order of their positions."""
+        ...
+
+    def num_positions(self, sequence: int) -> int:
+        """How many positions the segment takes in a sequence."""
         ...
 
     def by_head(self) -> HeadSegment:
@@ -63,6 +76,21 @@ class Segment:
         if bounds is None:  # one run of keys for everybody: all rows are one sequence
             rows, bounds = (0, len(q_THD)), (0, len(k_SGD))
         return backend.attend(q_THD, k_SGD, v_SGD, rows, bounds, causal=False, scale=scale)
+
+    def last(self, layer: int, head: int, sequence: int, count: int) -> tuple[Tensor, Tensor]:
+        """As ``Readable.last``."""
+        start, stop = self._run(layer, sequence)
+        rows = slice(max(start, stop - count), stop)
+        return self.keys[layer][rows, head], self.values[layer][rows, head]
+
+    def num_positions(self, sequence: int) -> int:
+        """As ``Readable.num_positions``."""
+        start, stop = self._run(0, sequence)
+        return stop - start
+
+    def _run(self, layer: int, sequence: int) -> tuple[int, int]:
+        """Where a sequence's pairs lie in a layer."""
+        return (0, len(self.keys[layer])) if self.bounds is None else (self.bounds[sequence], self.bounds[sequence + 1])
 
     def by_head(self) -> HeadSegment:
         """As ``Readable.by_head``."""
@@ -121,6 +149,27 @@ class HeadSegment:
             fold(q_THD, self.num_heads), keys, values, cu_q, self.bounds[layer], causal=False, scale=scale
         )
         return unfold(folded, self.num_heads)
+
+    def last(self, layer: int, head: int, sequence: int, count: int) -> tuple[Tensor, Tensor]:
+        """As ``Readable.last``."""
+        run = head * (self.num_sequences or 1) + self._own(sequence)
+        start, stop = self.bounds[layer][run : run + 2]
+        rows = slice(max(start, stop - count), stop)
+        return self.keys[layer][rows], self.values[layer][rows]
+
+    def num_positions(self, sequence: int) -> int:
+        """As ``Readable.num_positions``."""
+        return self._longest[self._own(sequence)]
+
+    @cached_property
+    def _longest(self) -> tuple[int, ...]:
+        """The longest run of each sequence, or of the one that all share."""
+        count = self.num_sequences or 1
+        lengths = [[stop - start for start, stop in pairwise(bounds)] for bounds in self.bounds]
+        return tuple(max(max(runs[n::count]) for runs in lengths) for n in range(count))
+
+    def _own(self, sequence: int) -> int:
+        return 0 if self.num_sequences is None else sequence
 
     def check_sequences(self, row_bounds: Sequence[int]) -> None:
         """Raise ValueError unless the rows are of as many sequences as the pairs, or all sequences read all."""

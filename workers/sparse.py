@@ -20,6 +20,7 @@ from workers.attention.plan import BlockGrid, Pattern, attend_picks, attend_plan
 from workers.passes import Sight
 from workers.segments import Segment
 from workers.selection.gate import Gate, visible
+from workers.windowed import OwnRows
 
 GATE_ROWS = 128
 """Rows of a block that share what a gate lets them read."""
@@ -45,15 +46,20 @@ class PatternOwn:
 
     def attend(self, sight: Sight) -> Partial:
         """As ``Own.attend``, over carried pairs too."""
-        k_SGD, v_SGD = sight.k_TGD, sight.v_TGD
-        if self.carried is not None:
-            k_SGD = torch.cat([self.carried.keys[sight.layer], k_SGD])
-            v_SGD = torch.cat([self.carried.values[sight.layer], v_SGD])
+        k_SGD, v_SGD, _ = self.rows(sight)
         grid = BlockGrid.of(len(sight.q_THD), len(k_SGD), self.pattern.block_tokens)
         plan = self.pattern.plan(grid, sight.q_THD, k_SGD, sight.scale)
         self.count.read += plan.blocks_read
         self.count.dense += plan.blocks_dense
         return attend_plan(self.backend, sight.q_THD, k_SGD, v_SGD, plan, sight.scale)
+
+    def rows(self, sight: Sight) -> OwnRows:
+        """As ``LongOwn.rows``: carried pairs, and the rows behind them."""
+        k_SGD, v_SGD = sight.k_TGD, sight.v_TGD
+        if self.carried is not None:
+            k_SGD = torch.cat([self.carried.keys[sight.layer], k_SGD])
+            v_SGD = torch.cat([self.carried.values[sight.layer], v_SGD])
+        return OwnRows(k_SGD, v_SGD, (0, len(k_SGD)))
 
 
 @dataclass(frozen=True)

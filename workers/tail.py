@@ -12,6 +12,7 @@ from torch import Tensor
 
 from workers.attention.base import Backend, Partial
 from workers.passes import Sight
+from workers.windowed import OwnRows
 
 
 class Tail:
@@ -23,7 +24,7 @@ class Tail:
         self._layers: list[tuple[Tensor, Tensor] | None] = [None] * num_layers
         self.step = 0
 
-    def extend(self, layer: int, k_NGD: Tensor, v_NGD: Tensor) -> tuple[Tensor, Tensor, tuple[int, ...]]:
+    def extend(self, layer: int, k_NGD: Tensor, v_NGD: Tensor) -> OwnRows:
         """Put this step's pairs behind the earlier ones; all of them, packed by sequence, and the bounds."""
         buffers = self._layers[layer]
         if buffers is None:
@@ -35,7 +36,7 @@ class Tail:
             buffer[:, self.step] = new
             packed.append(buffer[:, :length].flatten(0, 1))
         bounds = tuple(range(0, length * self._shape[0] + 1, length))
-        return packed[0], packed[1], bounds
+        return OwnRows(packed[0], packed[1], bounds)
 
 
 @dataclass(frozen=True)
@@ -49,5 +50,9 @@ class TailOwn:
 
     def attend(self, sight: Sight) -> Partial:
         """As ``Own.attend``."""
-        k_SGD, v_SGD, bounds = self.tail.extend(sight.layer, sight.k_TGD, sight.v_TGD)
+        k_SGD, v_SGD, bounds = self.rows(sight)
         return self.backend.attend(sight.q_THD, k_SGD, v_SGD, self.row_bounds, bounds, causal=False, scale=sight.scale)
+
+    def rows(self, sight: Sight) -> OwnRows:
+        """As ``LongOwn.rows``: this step's pairs go behind the earlier ones."""
+        return self.tail.extend(sight.layer, sight.k_TGD, sight.v_TGD)

@@ -133,13 +133,14 @@ def _recall_lines() -> list[str]:
     """Recall of gold passages, from what calibration recorded in the profile, and BM25's beside it."""
     source = locate(load_job(JOB).model.source)
     profile = find_profile("auto", source.weights)
-    if profile is None or "held_out" not in profile.measured:
-        raise RuntimeError("the profile has no held-out recall; run `foveate calibrate` with --held-out")
+    if profile is None or f"recall_of_heads_alone_at_{BUDGETS[0]}" not in profile.measured.get("held_out", {}):
+        raise RuntimeError("the profile has no held-out recall with and without words; run `foveate calibrate` again")
     tokenizer, exam = Tokenizer(source.directory), Exam.of_split("held_out")
     lexical, heard = (bm25_recall(tokenizer, exam, neighbours=neighbours) for neighbours in (False, True))
     measured: Mapping[str, float] = profile.measured["held_out"]
     rows = {
-        f"shipped profile ({len(profile.heads)} heads)": [measured[f"recall_at_{budget}"] for budget in BUDGETS],
+        f"shipped profile ({len(profile.heads)} heads) and words": [measured[f"recall_at_{b}"] for b in BUDGETS],
+        "its heads alone": [measured[f"recall_of_heads_alone_at_{budget}"] for budget in BUDGETS],
         "mean over all heads": [measured[f"recall_of_all_heads_at_{budget}"] for budget in BUDGETS],
         "BM25": [lexical[f"recall_at_{budget}"] for budget in BUDGETS],
         "BM25, with the same neighbour step": [heard[f"recall_at_{budget}"] for budget in BUDGETS],

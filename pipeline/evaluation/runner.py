@@ -116,6 +116,8 @@ def _plan(evaluation: Evaluation, weights: str, items: list[Item], known: Iterab
         digests[item.id] = wanted
         done = {key: row for key in wanted if (row := rows.get((item.id, *key))) and row.settings == wanted[key]}
         standing += done.values()
+        # What was refused may be possible by now: a gate is trained, a head map found.
+        done = {key: row for key, row in done.items() if row.error is None}
         if missing := tuple(key for key in wanted if key not in done):
             trials.append(Trial(item, missing, compares))
     return Plan(tuple(trials), tuple(standing), digests)

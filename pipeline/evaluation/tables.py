@@ -52,7 +52,7 @@ def overview(summary: Summary, length: int, budget: int | None) -> list[str]:
         if any(cells):
             rows.append([f"`{_escape(method)}`", *(_score(cell) if cell else "" for cell in cells)])
     heading = "" if budget is None else f"Budget {budget:,} tokens:"
-    return [heading, "", *_table(["method", *(place.task for place in columns)], rows), ""] if rows else []
+    return [heading, "", *table(["method", *(place.task for place in columns)], rows), ""] if rows else []
 
 
 def details(summary: Summary, task: str, length: int) -> list[str]:
@@ -64,7 +64,7 @@ def details(summary: Summary, task: str, length: int) -> list[str]:
     items = max(
         (len(cell.results) for b in summary.budgets for _, cell in summary.row(Place(task, length, b))), default=0
     )
-    return [f"### {_escape(task)} at {length:,} tokens, {items} items", "", *_table(_COLUMNS, rows), ""] if rows else []
+    return [f"### {_escape(task)} at {length:,} tokens, {items} items", "", *table(_COLUMNS, rows), ""] if rows else []
 
 
 def _measured(summary: Summary, cell: Cell) -> list[str]:
@@ -123,7 +123,7 @@ def _refusals(summary: Summary) -> list[str]:
     return ["No answer, which scores 0:", "", *lines, ""] if lines else []
 
 
-def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """Markdown; columns that are empty in every row are left out."""
     used = [index for index in range(len(columns)) if any(row[index] for row in rows)]
     lines = ["| " + " | ".join(_escape(columns[index]) for index in used) + " |", "|---" * len(used) + "|"]

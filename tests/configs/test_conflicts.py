@@ -45,6 +45,12 @@ CONFLICTS = [
      "read.pattern.block_tokens: 128 is more than a chunk", "64 or less"),
     (["keep.budget.tokens=16"], "keep.budget.tokens: 16 is less than one block", "32 or more"),
     (["answer.over=kept", "read.skim=true"], "read.skim: true keeps no pairs", "read.skim: auto or false"),
+    (["read.pattern.kind=bigbird", "keep.scorer.kind=accumulated"],
+     "keep.scorer.kind: accumulated sums what all later tokens", "read.pattern.kind: dense, or another scorer"),
+    (["read.pruning={kind: gate, threshold: 0.01}", "keep.scorer.kind=accumulated"],
+     "keep.scorer.kind: accumulated sums what all later tokens", "read.pruning.kind: none, or another scorer"),
+    (["answer.reader={kind: top_pages, page_tokens: 64, tokens: 32}"],
+     "answer.reader.tokens: 32 is less than one page (answer.reader.page_tokens: 64)", "64 or more"),
 ]  # fmt: skip
 
 
@@ -79,6 +85,8 @@ def test_methods_that_cannot_stand_together_are_refused_in_one_line(
         ["answer.over=kept", "answer.reader.kind=top_pages", "keep.budget.kind=pyramid"],
         ["answer.over=narrow", "answer.reader.kind=top_pages"],
         ["read.chunk_tokens=64", "read.pattern={kind: routing, block_tokens: 64}"],
+        ["keep.scorer.kind=accumulated", "read.context=carried"],
+        ["answer.reader={kind: top_pages, page_tokens: 64, tokens: 64}"],
     ],
     ids=" ".join,
 )
@@ -92,7 +100,10 @@ def kinds(union: object) -> list[str]:
 
 
 def test_every_scorer_budget_and_pattern_goes_with_every_other_over_kept_pairs(smallest: Path) -> None:
+    """But for sums over what all later tokens read."""
     for scorer, budget, pattern in itertools.product(kinds(Scorer), kinds(Budget), kinds(Pattern)):
+        if scorer == "accumulated" and pattern != "dense":
+            continue
         chosen = [f"keep.scorer.kind={scorer}", f"keep.budget.kind={budget}", f"read.pattern.kind={pattern}"]
         job = load_job(smallest, [*chosen, "answer.over=kept"])
         assert (job.keep.scorer.kind, job.keep.budget.kind, job.read.pattern.kind) == (scorer, budget, pattern)

@@ -11,11 +11,11 @@ from typing import Any, get_args, get_origin
 import pytest
 from pydantic import ByteSize, TypeAdapter
 
-from configs.load import load_job
+from configs.load import load_evaluation, load_job
 from configs.schema import Job
 from configs.shape import Slot, kinds
 from configs.text import dump, parse, parse_value
-from tests.docs.pages import ROOT, Block, blocks
+from tests.docs.pages import ROOT, Block, blocks, table_rows
 
 PAGE = ROOT / "docs" / "configuration.md"
 ROW = re.compile(r"^\| `(?P<key>[\w.\[\]]+)`(?: \((?P<kind>\w+)\))? \| (?P<default>[^|]+) \| (?P<meaning>.+) \|$", re.M)
@@ -45,6 +45,13 @@ def schema_keys(slot: Slot, path: str = "", kind: str = "") -> Iterator[Key]:
 
 
 KEYS = {(key.path, key.kind): key for key in schema_keys(Slot(Job))}
+WHOLE: dict[str, Any] = {
+    "corpus": {"path": "x"},
+    "questions": [{"id": "q", "text": "?"}],
+    "model": {"source": "x"},
+    "output": {"path": "x"},
+}
+RECIPES = table_rows(PAGE, "## Six parts of selective attention")[1:]
 DOCUMENTED = {(row["key"], row["kind"] or ""): row for row in ROW.finditer(PAGE.read_text(encoding="utf-8"))}
 
 
@@ -82,20 +89,29 @@ def test_the_walk_sees_every_section_of_a_job() -> None:
 
 
 @pytest.mark.parametrize("block", blocks("yaml"), ids=lambda block: block.name)
-def test_yaml_in_the_pages_is_a_job(block: Block, tmp_path: Path) -> None:
-    """A block that begins with ``# fragment`` is laid over a whole job."""
+def test_yaml_in_the_pages_is_a_file_of_ours(block: Block, tmp_path: Path) -> None:
+    """A job, or behind ``# evaluation`` an evaluation; behind ``# fragment`` what is laid over a whole job."""
     values = parse(block.text, block.name)
-    if block.text.startswith("# fragment"):
-        whole = {
-            "corpus": {"path": "x"},
-            "questions": [{"id": "q", "text": "?"}],
-            "model": {"source": "x"},
-            "output": {"path": "x"},
-        }
-        values = whole | values
-    file = tmp_path / "job.yaml"
+    if block.text.startswith("# evaluation"):
+        (tmp_path / "evaluation.yaml").write_text(block.text, encoding="utf-8")
+        load_evaluation(tmp_path / "evaluation.yaml")
+        return
+    load(WHOLE | values if block.text.startswith("# fragment") else values, tmp_path)
+
+
+def load(values: dict[str, Any], folder: Path) -> Job:
+    file = folder / "job.yaml"
     file.write_text(dump(values), encoding="utf-8")
-    load_job(file)
+    return load_job(file)
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda row: row[0])
+def test_every_recipe_is_a_job_of_its_own(recipe: list[str], tmp_path: Path) -> None:
+    """Each is read as it stands, and is the default only where it says so."""
+    values: dict[str, Any] = {}
+    for span in re.findall(r"`([^`]+)`", recipe[1]):
+        values |= parse(span, recipe[0])
+    assert (load(WHOLE | values, tmp_path) == load(WHOLE, tmp_path)) == ("the default" in recipe[0])
 
 
 def test_the_readme_shows_a_job() -> None:

@@ -27,14 +27,14 @@ CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 
 def command_lines() -> Iterator[tuple[str, list[str]]]:
     """Every command line of ours that a user may copy: from shell blocks, code spans and the example jobs. A
-    span that is a command's name alone only mentions it."""
+    span that is a command's name, alone or with flags, only mentions it."""
     sources = [(block.name, line) for block in blocks("sh") for line in block.text.splitlines()]
     sources += [(page.name, span) for page in PAGES for span in spans(page)]
     sources += [(path.name, line.lstrip("# ")) for path in CONFIGS for line in path.read_text().splitlines()]
     for name, line in sources:
         if (match := PROGRAM.search(line)) and match["arguments"].split()[0] in COMMANDS:
             words = shlex.split(re.split(r"\s{2,}", match["arguments"])[0], comments=True)
-            if len(words) > 1 or words == ["doctor"]:
+            if not all(word.startswith("--") for word in words[1:]) or words == ["doctor"]:
                 yield name, words
 
 
@@ -57,11 +57,13 @@ def test_command_lines_were_found() -> None:
 
 
 def test_programs_mentioned_exist() -> None:
-    """Every ``foveate WORD`` names a command."""
+    """Every ``foveate WORD`` names a command, and each option behind it one of that command's."""
     for page in PAGES:
         for span in spans(page):
-            if match := re.match(r"foveate (\S+)", span):
-                assert match[1] in COMMANDS or match[1].startswith("-"), span
+            if (match := re.match(r"foveate (\S+)", span)) and not match[1].startswith("-"):
+                assert match[1] in COMMANDS, span
+                options = {option for parameter in COMMANDS[match[1]].params for option in parameter.opts}
+                assert set(re.findall(r"--[\w-]+", span)) <= options, span
 
 
 def test_make_targets_exist() -> None:
@@ -77,9 +79,10 @@ LINKS = [(page, link) for page in PAGES for link in links(page)]
 @pytest.mark.parametrize(("page", "link"), LINKS, ids=lambda value: value if isinstance(value, str) else value.name)
 def test_the_link_leads_somewhere(page: Path, link: str) -> None:
     if link.startswith("https://"):
-        assert re.fullmatch(r"https://arxiv\.org/abs/\d{4}\.\d{5}", link), "papers only; nothing else is for ever"
+        paper = r"https://(arxiv\.org/abs/\d{4}\.\d{5}|doi\.org/10\.\d{4,}/\S+)"
+        assert re.fullmatch(paper, link), "papers only; nothing else is for ever"
     else:
-        assert (page.parent / link).is_file()
+        assert (page.parent / link).exists()
 
 
 def test_the_readme_is_short() -> None:

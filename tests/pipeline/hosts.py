@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from functools import partial
 from pathlib import Path
 
@@ -32,6 +33,12 @@ def first(job: Job) -> bool:
     return True
 
 
+def die() -> None:
+    """Be killed, once Ray has sent what this process did before: a kill may take the last result along."""
+    time.sleep(0.5)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 class LoggingHost(EngineHost):
     """An engine that writes down each chunk when it begins with it."""
 
@@ -56,7 +63,7 @@ class DyingHost(LoggingHost):
     def work(self, task: Encode | Ask) -> Encoded | Answered | WorkError:
         marked = isinstance(task, Encode) and task.document.endswith(MARKED) and task.chunks[0].index == 2
         if marked and first(self._job):
-            os.kill(os.getpid(), signal.SIGKILL)
+            die()
         return super().work(task)
 
 
@@ -65,7 +72,7 @@ class PoisonedHost(LoggingHost):
 
     def work(self, task: Encode | Ask) -> Encoded | Answered | WorkError:
         if isinstance(task, Encode) and task.document.endswith(MARKED):
-            os.kill(os.getpid(), signal.SIGKILL)
+            die()
         return super().work(task)
 
 
@@ -74,7 +81,7 @@ class SickHost(LoggingHost):
 
     def __init__(self, make_engine: MakeEngine, num_threads: int) -> None:
         super().__init__(make_engine, num_threads)
-        self._sick = first(job)
+        self._sick = first(self._job)
 
     def work(self, task: Encode | Ask) -> Encoded | Answered | WorkError:
         return WorkError("infrastructure", "CudaError", "broken") if self._sick else super().work(task)

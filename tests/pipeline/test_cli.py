@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,8 +18,11 @@ import pytest
 from cache_store.errors import UnusableTier
 from pipeline import cli, driver
 from pipeline.errors import IncompleteRun, Interrupted, TooManyFailures
-from tests.pipeline.jobs import QUESTIONS, Bench
+from tests.pipeline.jobs import QUESTIONS, Bench, sentence
 from workers.errors import BackendUnavailable, ModelError
+from workers.selection.gate import Gate, gate_path
+from workers.selection.headmap import HeadMap, head_map_path
+from workers.source import locate
 
 
 def foveate(*arguments: object) -> int:
@@ -278,3 +282,88 @@ def test_calibrate_writes_a_profile(tmp_path: Path, tiny_model: Path, capsys: py
     options = ["--model", tiny_model, "--out", out, "--max-chars", 1500, "--no-held-out"]
     assert foveate("calibrate", *options) == 0
     assert str(out) in capsys.readouterr().out and '"heads"' in out.read_text()
+
+
+class TestFromText:
+    """What ``calibrate`` finds on text of the user's own: it is kept where runs look, and found there."""
+
+    @pytest.fixture(autouse=True)
+    def _own_cache(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("FOVEATE_CACHE", str(tmp_path / "cache"))
+
+    @pytest.fixture
+    def text(self, tmp_path: Path) -> Path:
+        path = tmp_path / "some.txt"
+        path.write_text(sentence(900, seed=3))
+        return path
+
+    def test_a_gate_is_trained_printed_and_found(
+        self, bench: Bench, text: Path, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        more = tmp_path / "more.txt"
+        more.write_text(sentence(3000, seed=4))
+        job = bench.write_job(bench.job(keep={"scorer": {"kind": "gate"}, "question": "unknown"}))
+        assert foveate("run", job) == 2
+        assert "foveate calibrate --gate" in capsys.readouterr().err
+        assert foveate("calibrate", "--model", tiny_model, "--gate", "--text", text, "--text", more) == 0
+        out = capsys.readouterr().out
+        path = gate_path(locate(str(tiny_model)).weights)
+        assert f"written to {path}" in out and Gate.load(path).shape == (3, 2)
+        assert "3 layers, 2 kv heads" in out and "pearson " in out and "kept_fraction 0.01 " in out
+        assert foveate("run", job) == 0
+        assert sum("answer" in row for row in bench.rows()) == 4
+
+    def test_head_roles_are_measured_printed_and_found(
+        self, bench: Bench, text: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        answer, budget = {"over": "kept"}, {"kind": "heads", "tokens": 96}
+        job = bench.write_job(bench.job(answer=answer, keep={"block_tokens": 16, "budget": budget}))
+        assert foveate("run", job) == 2
+        assert "foveate calibrate --heads" in capsys.readouterr().err
+        assert foveate("calibrate", "--model", tiny_model, "--heads", "--text", text, "--max-free", 0.4) == 0
+        out = capsys.readouterr().out
+        path = head_map_path(locate(str(tiny_model)).weights)
+        head_map = HeadMap.load(path)
+        assert f"written to {path}" in out and head_map.shape == (3, 2)
+        assert head_map.fraction_of("retrieval") >= 0.6, "0.4 of six heads are two"
+        marks = {"retrieval": "R", "streaming": "s", "pruned": "-"}
+        for layer, roles in enumerate(head_map.roles_LG):
+            assert re.search(rf"layer {layer} +{''.join(marks[role] for role in roles)}\n", out)
+        assert "pruning[4] top1_agreement" in out and "change_pruned_LG" not in out
+        assert foveate("run", job) == 0
+        assert sum("answer" in row for row in bench.rows()) == 4
+
+    def test_out_names_the_file(self, text: Path, tiny_model: Path, tmp_path: Path) -> None:
+        out = tmp_path / "heads.json"
+        assert foveate("calibrate", "--model", tiny_model, "--heads", "--text", text, "--out", out) == 0
+        assert HeadMap.load(out).shape == (3, 2) and not (tmp_path / "cache" / "headmaps").exists()
+
+    @pytest.mark.parametrize(
+        ("arguments", "words"),
+        [
+            (["--gate", "--heads", "--text", "TEXT"], "--gate, --heads: both given"),
+            (["--gate"], "--text: goes with --gate or --heads"),
+            (["--heads"], "--text: goes with --gate or --heads"),
+            (["--text", "TEXT"], "--text: goes with --gate or --heads"),
+            (["--gate", "--text", "nowhere.txt"], "--text: nowhere.txt: cannot be read as UTF-8 text"),
+            (["--heads", "--text", "BINARY"], "BINARY"),
+            (["--gate", "--text", "SHORT"], "text to train a gate on"),
+            (["--heads", "--text", "SHORT"], "measuring heads: "),
+        ],
+    )
+    def test_what_cannot_be_calibrated_on_ends_with_2_and_its_message(
+        self,
+        arguments: Sequence[str],
+        words: str,
+        text: Path,
+        tiny_model: Path,
+        tmp_path: Path,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        binary, short = tmp_path / "weights.bin", tmp_path / "short.txt"
+        binary.write_bytes(b"\x88\xff")
+        short.write_text("Who signed it?")
+        places = {"TEXT": str(text), "BINARY": str(binary), "SHORT": str(short)}
+        assert foveate("calibrate", "--model", tiny_model, *(places.get(word, word) for word in arguments)) == 2
+        out, err = capsys.readouterr()
+        assert places.get(words, words) in err and "Traceback" not in err and not out

@@ -13,7 +13,7 @@ from cache_store.tiers.memory import MemoryTier
 from configs.stages import AnswerOver, Keep, Read
 from workers.attention.base import resolve
 from workers.engine import Engine
-from workers.hf import LanguageModel, Tokenizer
+from workers.hf import LanguageModel, ModelShape, Tokenizer
 from workers.keeping import assemble
 from workers.loaded import LoadedModel
 from workers.messages import Chunk, Encode, Probe, Query
@@ -23,7 +23,6 @@ from workers.segments import Readable
 from workers.selection.profile import Profile
 from workers.source import ModelSource
 
-PROFILE = Profile("weights", ((0, 1), (1, 3)))
 BUDGET_TOKENS = 64
 EVERYTHING = 10**6
 """A budget that keeps all there is."""
@@ -47,7 +46,7 @@ class Workbench:
             Keep.model_validate({"block_tokens": 16, "widen_tokens": 4} | (keep or {})),
             AnswerOver.model_validate({"over": over}),
         )
-        return method_of(stages, self.model.shape, "weights", PROFILE)
+        return method_of(stages, self.model.shape, "weights", profile_of(self.model.shape))
 
     def engine(self, store: TieredStore | None = None, **method: Any) -> Engine:
         return Engine(self.loaded, self.method(**method), store or TieredStore([MemoryTier(2**26)]))
@@ -59,6 +58,12 @@ class Workbench:
         """What the queries read of their kept pairs, and how many positions that takes."""
         documents = [engine._document(query) for query in queries]
         return assemble(self.model, documents, len(self.frame.anchor))
+
+
+def profile_of(shape: ModelShape) -> Profile:
+    """Two heads that see a whole chunk: of layers 0 and 1 in the tiny Llama, of the only such layer of the Gemma."""
+    first, *others = shape.full_layers
+    return Profile("weights", ((first, 1), ((others or [first])[0], 3)))
 
 
 def tokens(count: int, seed: int = 0) -> tuple[int, ...]:

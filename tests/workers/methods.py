@@ -1,7 +1,7 @@
 """Every method of ``configs.methods`` once, small enough for the tiny model: what laws over methods are asked of.
 
 ``METHODS``: the keys of a job, as ``Workbench.method`` takes them. ``GATE`` and ``HEAD_MAP`` stand for files that
-``write_files`` makes.
+``write_files`` makes. ``REFUSED``: which of them a model with windowed layers refuses, and the key that says so.
 """
 
 from __future__ import annotations
@@ -75,6 +75,10 @@ METHODS: dict[str, dict[str, Any]] = (
         for name in ("streaming", "window", "accumulated")
     }
 )  # fmt: skip
+
+REFUSED: dict[str, str] = {
+    "pruning depth": "read.pruning.kind",
+}
 
 
 def write_files(directory: Path, shape: ModelShape, width: int, weights: str) -> dict[str, Path]:

@@ -1,4 +1,5 @@
-"""Laws that every method keeps, whatever it scores, keeps and reads: one test each, over all of them."""
+"""Laws that every method keeps, whatever it scores, keeps and reads: one test each, over all of them, in a model whose
+layers all read everything and in one of which most read a window."""
 
 from __future__ import annotations
 
@@ -12,30 +13,56 @@ from cache_store.store import TieredStore
 from cache_store.tiers.memory import MemoryTier
 from configs.methods import Budget, Pattern, Pruning, Scorer
 from configs.shape import Slot, kinds
+from configs.stages import AnswerOver, Keep, Read
+from tests.tiny import save_tiny_gemma3
 from tests.workers.engines import BUDGET_TOKENS, Workbench, chunked, encode, isolated, tokens
-from tests.workers.methods import BUDGETS, METHODS, PATTERNS, PRUNINGS, SCORERS, with_files, write_files
+from tests.workers.methods import BUDGETS, METHODS, PATTERNS, PRUNINGS, REFUSED, SCORERS, with_files, write_files
 from workers.engine import Engine
+from workers.errors import ModelError
+from workers.hf import ModelShape
 from workers.messages import Ask, Encode, Encoded, Query, Run
+from workers.method import Method, Stages, method_of
 from workers.selection.budgets.base import BlockTable
+from workers.selection.profile import Profile
 from workers.selection.scorers.base import ChunkScores
 
 DOCUMENT = tokens(200)
 CHUNKS = chunked(DOCUMENT, 64)
 
 
-@pytest.fixture(scope="module")
-def bench(tiny_model: Path) -> Workbench:
-    return Workbench(tiny_model)
+SITTINGS = [
+    (model, name) for model in ("llama", "gemma3") for name in METHODS if model == "llama" or name not in REFUSED
+]
 
 
 @pytest.fixture(scope="module")
-def files(bench: Workbench, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return write_files(tmp_path_factory.mktemp("files"), bench.model.shape, bench.model.width, "weights")
+def benches(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Workbench]:
+    gemma3 = save_tiny_gemma3(tmp_path_factory.mktemp("tiny-gemma3"), window=2048)
+    return {"llama": Workbench(tiny_model), "gemma3": Workbench(gemma3)}
 
 
-@pytest.fixture(params=METHODS)
-def keys(request: pytest.FixtureRequest, files: dict[str, Path]) -> Any:
-    return with_files(METHODS[request.param], files)
+@pytest.fixture(scope="module")
+def files(benches: dict[str, Workbench], tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Path]]:
+    return {
+        name: write_files(tmp_path_factory.mktemp(name), bench.model.shape, bench.model.width, "weights")
+        for name, bench in benches.items()
+    }
+
+
+@pytest.fixture(params=SITTINGS, ids=" ".join)
+def sitting(request: pytest.FixtureRequest) -> tuple[str, str]:
+    return request.param  # type: ignore[no-any-return]
+
+
+@pytest.fixture
+def bench(sitting: tuple[str, str], benches: dict[str, Workbench]) -> Workbench:
+    return benches[sitting[0]]
+
+
+@pytest.fixture
+def keys(sitting: tuple[str, str], files: dict[str, dict[str, Path]]) -> Any:
+    model, name = sitting
+    return with_files(METHODS[name], files[model])
 
 
 def tasks_of(bench: Workbench, keys: Any, *questions: str) -> tuple[Encode, ...]:
@@ -78,6 +105,45 @@ def test_the_table_names_every_kind() -> None:
     for table, union in ((PATTERNS, Pattern), (SCORERS, Scorer), (BUDGETS, Budget)):
         assert list(table) == list(kinds(Slot(union).models()))
     assert ["none", *PRUNINGS] == list(kinds(Slot(Pruning).models()))
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_layers_with_a_window_cannot_do_is_refused_by_its_key(
+    benches: dict[str, Workbench], files: dict[str, dict[str, Path]], name: str
+) -> None:
+    with pytest.raises(ModelError, match=rf"^{REFUSED[name]}: .*3 of the 4 layers of model\.source.* allowed"):
+        benches["gemma3"].method(**with_files(METHODS[name], files["gemma3"]))
+
+
+NOTHING_TO_THIN: dict[str, tuple[str, dict[str, Any]]] = {
+    "pattern": ("read.pattern.kind: bigbird", {"read": {"pattern": PATTERNS["bigbird"]}}),
+    "gate": ("read.pruning.kind: gate", {"read": {"pruning": PRUNINGS["gate"]}}),
+    "reader": ("answer.reader.kind: top_pages", {"answer": {"reader": {"kind": "top_pages"}}}),
+    **{
+        name: (f"keep.scorer.kind: {name}", {"keep": {"scorer": scorer}})
+        for name, scorer in SCORERS.items()
+        if name not in ("streaming", "random")
+    },
+}
+
+
+def without_full_layers(keys: dict[str, Any]) -> Method:
+    shape = ModelShape(2, 4, 2, 8, window=64, windows=(16, 16))
+    keep = {"scorer": {"kind": "random"}} | keys.get("keep", {})
+    read, answer = Read.model_validate(keys.get("read", {})), AnswerOver.model_validate(keys.get("answer", {}))
+    return method_of(Stages(read, Keep.model_validate(keep), answer), shape, "weights", Profile("weights", ((0, 0),)))
+
+
+@pytest.mark.parametrize("name", NOTHING_TO_THIN)
+def test_a_model_of_windows_only_has_nothing_that_looks_far(name: str) -> None:
+    begins, keys = NOTHING_TO_THIN[name]
+    with pytest.raises(ModelError, match=rf"^{begins} needs layers that read all .*2 of the 2 layers .* allowed"):
+        without_full_layers(keys)
+
+
+@pytest.mark.parametrize("scorer", ["streaming", "random"])
+def test_scorers_that_look_at_no_layer_need_none(scorer: str) -> None:
+    assert without_full_layers({"keep": {"scorer": SCORERS[scorer]}}).scorer.layers == ()
 
 
 def test_a_hit_a_miss_and_a_lost_entry_give_the_same_answer(bench: Workbench, keys: Any) -> None:

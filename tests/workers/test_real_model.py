@@ -2,36 +2,39 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from cache_store.store import TieredStore
 from configs.load import load_job
 from configs.schema import Job
 from pipeline.document import Asked, Document
 from pipeline.evaluation.needles import build_needles, haystack
+from pipeline.prepared import cut
 from pipeline.reading import DocumentReader
 from workers.attention.base import resolve
-from workers.engine import Engine, Method
+from workers.engine import Engine
 from workers.hf import LanguageModel
+from workers.keeping import assemble
 from workers.loaded import LoadedModel
-from workers.loading import Reading, ensure_profile, load_reading
-from workers.messages import Ask, Chunk, Encode, Query, Run
+from workers.loading import Reading, find_or_calibrate, load_method, load_reading
+from workers.messages import Ask, Encode, Query, Run
 from workers.passes import SegmentPass
-from workers.selection.budgets import UniformBudget
 
 pytestmark = pytest.mark.model
-
-KEEP_ALL = UniformBudget(tokens=10**6, widen_tokens=0)
 
 
 @pytest.fixture(scope="module")
 def job() -> Job:
-    return load_job("configs/needles.yaml", ["corpus.path=unused.parquet", "model.dtype=float32"])
+    return load_needles()
+
+
+def load_needles(*settings: str) -> Job:
+    return load_job("configs/needles.yaml", ["corpus.path=unused.parquet", "model.dtype=float32", *settings])
 
 
 @pytest.fixture(scope="module")
@@ -46,39 +49,33 @@ def model(reading: Reading) -> LanguageModel:
 
 @pytest.fixture(scope="module")
 def engine(job: Job, reading: Reading, model: LanguageModel) -> Engine:
-    return engine_of(job, reading, model, Method.of(job))
+    return engine_of(job, reading, model)
 
 
-def engine_of(job: Job, reading: Reading, model: LanguageModel, method: Method) -> Engine:
+def engine_of(job: Job, reading: Reading, model: LanguageModel) -> Engine:
     loaded = LoadedModel(model, resolve("cpu", model.device), reading.frame, reading.source)
-    return Engine(loaded, ensure_profile(job, reading, loaded), method, TieredStore([]))
+    return Engine(loaded, load_method(job, reading, find_or_calibrate(job, reading)), TieredStore([]))
 
 
-def test_keeping_everything_with_carried_context_is_dense_attention(
-    job: Job, reading: Reading, model: LanguageModel
-) -> None:
+def test_keeping_everything_with_carried_context_is_dense_attention(reading: Reading, model: LanguageModel) -> None:
     """Logits over pairs that were read in chunks, un-rotated, stored and moved back equal one dense pass."""
-    method = replace(Method.of(job), budget=KEEP_ALL, skims=False, carries=True, keeps_pairs=True)
-    engine = engine_of(job, reading, model, method)
+    engine = engine_of(load_needles("read.context=carried", "answer.over=kept"), reading, model)
+    backend = resolve("cpu", model.device)
     document = tuple(reading.frame.tokenizer.encode(haystack())[:1000])
-    chunks = tuple(Chunk(n, start, document[start : start + 256]) for n, start in enumerate(range(0, 1000, 256)))
     probe = reading.frame.probe("q", "What is an assert statement?")
-    read = Encode("doc", chunks, (probe,))
-    kept, _ = engine._assemble([Query("doc", probe, (Run(0, document),), 1, (read,))])
-    first = len(reading.frame.anchor) + len(document)
+    read = Encode("doc", cut(document, 256), (probe,), budget_tokens=len(document))
+    query = Query("doc", probe, (Run(0, document),), 1, (read,), kept=(((0, len(document)),),))
+    kept, [length] = assemble(model, [engine._document(query)], len(reading.frame.anchor))
+    assert length == len(document)
+    first = len(reading.frame.anchor) + length
     rows = range(len(probe.token_ids))
-    reading_pass = SegmentPass(engine._backend, (0, len(rows)), (engine._anchor, kept))
+    reading_pass = SegmentPass(backend, (0, len(rows)), (*engine._anchor.segments, kept))
     logits = model.run(probe.token_ids, range(first, first + len(rows)), reading_pass, logits_of=rows)
     ids = (*reading.frame.anchor, *document, *probe.token_ids)
-    dense = model.run(
-        ids, range(len(ids)), SegmentPass(engine._backend, (0, len(ids))), logits_of=range(first, len(ids))
-    )
-    model._model.set_attn_implementation("sdpa")
-    try:
-        with torch.inference_mode():
-            own = model._model(torch.tensor([ids]), use_cache=False).logits[0, first:]
-    finally:
-        model._model.set_attn_implementation("foveate")
+    dense = model.run(ids, range(len(ids)), SegmentPass(backend, (0, len(ids))), logits_of=range(first, len(ids)))
+    reference = AutoModelForCausalLM.from_pretrained(reading.source.directory, dtype=torch.float32).eval()
+    with torch.inference_mode():
+        own = reference(torch.tensor([ids]), use_cache=False).logits[0, first:]
     assert logits is not None and dense is not None
     assert (dense - own).abs().max() < 1e-3
     assert (logits - own).abs().max() < 1e-3
@@ -88,11 +85,14 @@ def test_needles_in_six_thousand_tokens_are_found_quoted_and_answered(
     job: Job, reading: Reading, engine: Engine, tmp_path: Path
 ) -> None:
     build_needles(tmp_path / "n.parquet", reading.frame.tokenizer, tokens=6144, items=2, seed=7)
-    reader = DocumentReader(job, reading)
+    method = load_method(job, reading, find_or_calibrate(job, reading))
+    reader = DocumentReader(job, reading, method.scorer, method.budget)
     for number, row in enumerate(pq.read_table(tmp_path / "n.parquet").to_pylist()):
         asked = Asked("row", row["question"], row["answer_prefix"], row["max_new_tokens"], row["answer"])
         prepared = reader.prepare(Document(row["id"], row["context"], "n.parquet", number, (asked,), None))
-        [selection] = reader.select(prepared, [engine.encode(task) for task in prepared.encodes])
+        selections = reader.advance(prepared, [engine.encode(task) for task in prepared.encodes])
+        assert isinstance(selections, list)
+        [selection] = selections
         [generated] = engine.answer(Ask((selection.query,))).answers
         answer = reader.answer(prepared, 0, selection, generated, 0.0)
         assert row["answer"] in answer.answer

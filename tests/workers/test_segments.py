@@ -12,7 +12,7 @@ from tests.workers.attention.conftest import Sitting
 from tests.workers.attention.ragged import assert_close
 from tests.workers.kept import RAGGED, READABLES, SCALE, Counting, Kept, attention64, parts_of_rows
 from workers.attention.base import merge
-from workers.segments import HeadSegment, Segment, concatenate
+from workers.segments import HeadPart, HeadSegment, Readable, Segment, concatenate
 
 sitting = conftest.sitting
 every_readable = pytest.mark.parametrize("kind", READABLES)
@@ -78,6 +78,37 @@ def test_a_head_without_pairs_is_nothing_to_a_merge(sitting: Sitting, kind: str)
     alone = HeadSegment.shared(other[0]).attend(sitting.backend, 0, q_THD, (0, 1, 2, 3), SCALE)
     merged = merge(got, alone)
     assert torch.equal(merged.out_THD[0, 3:6], alone.out_THD[0, 3:6])
+
+
+def _check_last(segment: Readable, parts: list[HeadPart], sequence: int) -> None:
+    """The last few, all, and more than all pairs of every run of a sequence."""
+    part = parts[sequence if len(parts) > 1 else 0]
+    assert segment.num_positions(sequence) == max(len(keys) for layer in part for keys, _ in layer)
+    for layer, heads in enumerate(part):
+        for head, (keys_SD, values_SD) in enumerate(heads):
+            for count in (0, 1, 4, len(keys_SD), 100):
+                keys, values = segment.last(layer, head, sequence, count)
+                first = max(0, len(keys_SD) - count)
+                assert torch.equal(keys, keys_SD[first:]) and torch.equal(values, values_SD[first:])
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@every_readable
+def test_a_segment_gives_the_last_pairs_of_each_sequence(sitting: Sitting, kind: str, shared: bool) -> None:
+    kept = Kept.even(9) if shared else Kept.even(9, 0, 4)
+    parts = kept.parts(sitting)
+    for sequence in range(3):
+        _check_last(READABLES[kind](parts, shared), parts, sequence)
+
+
+@every_ragged
+def test_a_segment_takes_the_positions_of_its_longest_head(sitting: Sitting, kind: str) -> None:
+    """Of a sequence, in whichever layer: 9, 30 and 11 here."""
+    parts = RAGGEDLY.parts(sitting)
+    segment = RAGGED[kind](parts, False)
+    assert [segment.num_positions(sequence) for sequence in range(3)] == [9, 30, 11]
+    for sequence in range(3):
+        _check_last(segment, parts, sequence)
 
 
 @pytest.mark.parametrize("shared", [False, True])

@@ -30,6 +30,11 @@ class ModelShape:
     window: int
     windows: tuple[int | None, ...]
 
+    @property
+    def full_layers(self) -> tuple[int, ...]:
+        """The layers that read all earlier tokens: the only ones that can look over a whole chunk."""
+        return tuple(layer for layer, window in enumerate(self.windows) if window is None)
+
     def bytes_per_token(self, dtype: torch.dtype) -> int:
         """Bytes of the key-value pairs of one token in all layers."""
         return 2 * self.num_layers * self.num_kv_heads * self.head_dim * dtype.itemsize

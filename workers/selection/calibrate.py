@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -94,7 +95,11 @@ def observe(loaded: LoadedModel, exam: Exam, report: Report = lambda line: None)
     """Read an exam with every head scoring. Costs about one reading of the exam plus one of all its questions
     per chunk; ``report`` is called with a line of progress per chunk."""
     frame, shape = loaded.frame, loaded.weights.shape
-    heads = tuple((layer, head) for layer in range(shape.num_layers) for head in range(shape.num_heads))
+    heads = tuple(product(shape.full_layers, range(shape.num_heads)))
+    if not heads:
+        raise ModelError(
+            "calibration needs layers that read all earlier tokens; every layer of this model has a window"
+        )
     scorer = ProbeScorer(Profile(loaded.source.weights, heads))
     encoder = Encoder(loaded, [scorer], ReadingRule(BLOCK_TOKENS, all_layers=False))
     anchor = Context.of_anchor(loaded)

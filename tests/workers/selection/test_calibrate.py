@@ -78,9 +78,7 @@ def test_an_exam_is_read_as_the_engine_reads(tiny_model: Path, monkeypatch: pyte
     engine = bench.engine(keep={"block_tokens": 32})
     ids = tuple(bench.frame.tokenizer.encode(text))
     probe = bench.frame.probe("a", "Who signed it?")
-    lse = [
-        engine.encode(encode((chunk,), (probe,))).relevance[0][0].log_RHB for chunk in chunked(ids, 128)
-    ]
+    lse = [engine.encode(encode((chunk,), (probe,))).relevance[0][0].log_RHB for chunk in chunked(ids, 128)]
     both = [HEADS.index(head) for head in ((0, 1), (1, 3))]  # the workbench's profile
     joint = observation.sights[0].masses_HB["words"][both].astype(np.float64).mean(axis=0)
     np.testing.assert_allclose(np.exp(joint) / np.exp(joint).sum(), np.concatenate(block_shares(lse)), rtol=1e-3)

@@ -77,8 +77,10 @@ def chunks(question: str) -> list[ChunkScores]:
     """Two chunks of a document of 5 blocks; attention finds the last one."""
     heat_B = np.array([0.0, 0.0, 0.0, 0.0, 3.0], np.float32)
     log_RHB = np.broadcast_to(heat_B, (2, 3, 5))
-    cuts = ((slice(0, 2), (0, 32)), (slice(2, 5), (32, 80)))
-    return [ChunkScores(log_RHB[..., own], extent, 16, TEXTS[own], question) for own, extent in cuts]
+    return [
+        ChunkScores(log_RHB[..., :2], (0, 32), 16, TEXTS[:2], question),
+        ChunkScores(log_RHB[..., 2:], (32, 80), 16, TEXTS[2:], question),
+    ]
 
 
 def shares(lexical: float, question: str) -> np.ndarray:

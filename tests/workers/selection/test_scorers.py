@@ -1,4 +1,5 @@
-"""Laws of scorers: every one of them says what is relevant, wherever a chunk stands and whoever read it."""
+"""Laws of scorers: every one of them says what is relevant, wherever a chunk stands and whoever read it; in a model
+whose layers all read everything and in one of which most read a window."""
 
 from __future__ import annotations
 
@@ -12,14 +13,16 @@ import pytest
 import torch
 
 from configs import methods
+from tests.tiny import save_tiny_gemma3
+from tests.workers.engines import profile_of
 from tests.workers.selection.scorers.readings import Reader, tokens
+from workers.errors import ModelError
 from workers.hf import ModelShape
 from workers.selection.gate import Gate, GateHead
 from workers.selection.profile import Profile
 from workers.selection.scorers import scorer_of
 from workers.selection.scorers.base import Scorer
 
-PROFILE = Profile("tiny", ((0, 1), (1, 3)))
 CASES: dict[str, tuple[methods.Scorer, bool]] = {
     "probe": (methods.ProbeScorer(), True),
     "probe, all heads": (methods.ProbeScorer(heads="all"), True),
@@ -43,14 +46,16 @@ MEANS = {"expected": (0, 2), "reconstruct": (0,), "keydiff": (0,), "gate": (0,)}
 every = pytest.mark.parametrize("case", CASES)
 
 
-@pytest.fixture(scope="module")
-def reader(tiny_model: Path) -> Reader:
-    return Reader(tiny_model, anchor=tokens(9, seed=1), question=tokens(11, seed=2))
+@pytest.fixture(scope="module", params=["llama", "gemma3"])
+def reader(request: pytest.FixtureRequest, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Reader:
+    windowed = request.param == "gemma3"
+    directory = save_tiny_gemma3(tmp_path_factory.mktemp("tiny-gemma3"), window=2048) if windowed else tiny_model
+    return Reader(directory, anchor=tokens(9, seed=1), question=tokens(11, seed=2))
 
 
 @pytest.fixture(scope="module")
 def gate_file(reader: Reader, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A gate that nobody trained, for the tiny model."""
+    """A gate that nobody trained."""
     generator = torch.Generator().manual_seed(0)
     shape, width = reader.model.shape, reader.model.width
     heads = tuple(
@@ -75,7 +80,8 @@ def scorer(case: str, reader: Reader, gate_file: Path) -> Scorer:
     settings, known = CASES[case]
     if isinstance(settings, methods.GateScorer):
         settings = settings.model_copy(update={"file": str(gate_file)})
-    return scorer_of(settings, question_known=known, shape=reader.model.shape, profile=PROFILE, weights="tiny")
+    shape = reader.model.shape
+    return scorer_of(settings, question_known=known, shape=shape, profile=profile_of(shape), weights="tiny")
 
 
 def test_every_kind_that_a_job_can_name_sits_these_laws() -> None:
@@ -91,7 +97,7 @@ def test_a_record_is_plain_and_names_its_kind(case: str, scorer: Scorer) -> None
 
 @every
 def test_rows_and_layers_exist(scorer: Scorer, reader: Reader) -> None:
-    assert list(scorer.layers) == sorted({*scorer.layers} & {*range(reader.model.shape.num_layers)})
+    assert list(scorer.layers) == sorted({*scorer.layers} & {*reader.model.shape.full_layers})
     for length in (1, 5, 40):
         rows = scorer.rows((0, length), length)
         assert 0 <= rows.start <= rows.stop <= length
@@ -169,6 +175,24 @@ def test_equal_pairs_score_equally(scorer: Scorer, reader: Reader) -> None:
         log_RhC = scorer.score(replace(view, keys_CGD=keys, values_CGD=values))
         torch.testing.assert_close(log_RhC[..., 31], log_RhC[..., 4], rtol=1e-5, atol=1e-5)
         assert not torch.allclose(log_RhC[..., 31], log_RhC[..., 5])
+
+
+@every
+def test_layers_with_a_window_keep_what_the_others_want(scorer: Scorer, reader: Reader) -> None:
+    shape = reader.model.shape
+    windowed = [layer for layer in range(shape.num_layers) if layer not in shape.full_layers]
+    for share_LGB in scorer.settle(reader.document(scorer, [tokens(48), tokens(21, seed=3)], 16)):
+        if len(share_LGB) > 1:
+            wanted_B = share_LGB[list(shape.full_layers)].mean(axis=(0, 1))
+            np.testing.assert_allclose(share_LGB[windowed], np.tile(wanted_B, (len(windowed), shape.num_kv_heads, 1)))
+
+
+def test_a_profile_of_heads_that_cannot_look_over_a_chunk_is_refused() -> None:
+    shape = ModelShape(4, 4, 1, 16, 64, windows=(16, 16, None, 16))
+    chosen = {"question_known": True, "shape": shape, "weights": "tiny"}
+    scorer_of(methods.ProbeScorer(), profile=Profile("tiny", ((2, 0), (2, 3))), **chosen)
+    with pytest.raises(ModelError, match=r"model\.profile: head 3 of layer 1 cannot look.*allowed: .* layers \[2\]"):
+        scorer_of(methods.ProbeScorer(), profile=Profile("tiny", ((2, 0), (1, 3))), **chosen)
 
 
 def _check(share_LGB: np.ndarray, shape: ModelShape) -> None:

@@ -30,6 +30,8 @@ class BlockTable:
 
     ``share_LGB``: per layer and kv head, or [1, 1, B] where all share one scale. ``offered``: the only positions
     that can be kept, per layer and kv head of the model (row by row, or one entry for all); None: everything.
+    ``extent``: how far a block may be widened, where the blocks are only some of a document's; None: from the first
+    to the last of them.
     """
 
     starts_B: NDArray[np.int64]
@@ -37,6 +39,7 @@ class BlockTable:
     chunk_B: NDArray[np.int64]
     share_LGB: NDArray[np.float64]
     offered: tuple[tuple[Interval, ...], ...] | None = None
+    extent: Interval | None = None
 
     @classmethod
     def of_chunks(
@@ -120,7 +123,7 @@ class Filling:
 
     def __init__(self, table: BlockTable, widen_tokens: int, offered: Sequence[Interval] | None) -> None:
         """Nothing is kept yet. ``offered``: the only positions that can be; None: all."""
-        self._first, self._last = int(table.starts_B[0]), int(table.stops_B[-1])
+        self._first, self._last = table.extent or (int(table.starts_B[0]), int(table.stops_B[-1]))
         self._table = table
         self._widen_tokens = widen_tokens
         self._kept = np.zeros(self._last - self._first, dtype=bool)

@@ -8,6 +8,7 @@ from itertools import product
 from typing import Any
 
 from configs import methods
+from workers.errors import ModelError
 from workers.hf import ModelShape
 from workers.selection.profile import Profile
 from workers.selection.scorers.base import Scorer
@@ -29,9 +30,20 @@ def _probe(settings: methods.ProbeScorer, setting: Setting) -> Scorer:
 
     if settings.heads == "calibrated":
         assert setting.profile is not None, "calibrated heads need a profile"
+        _check_heads(setting.profile, setting.shape)
         return ProbeScorer(setting.profile, settings.lexical)
-    every = product(range(setting.shape.num_layers), range(setting.shape.num_heads))
+    every = product(setting.shape.full_layers, range(setting.shape.num_heads))
     return ProbeScorer(Profile(setting.weights, tuple(every)), settings.lexical)
+
+
+def _check_heads(profile: Profile, shape: ModelShape) -> None:
+    """Raise ``ModelError`` for heads that cannot look over a chunk."""
+    for layer, head in profile.heads:
+        if layer not in shape.full_layers:
+            raise ModelError(
+                f"model.profile: head {head} of layer {layer} cannot look over a whole chunk: this layer of "
+                f"model.source reads a window; allowed: heads of the layers {[*shape.full_layers]}"
+            )
 
 
 def _window(settings: methods.WindowScorer, setting: Setting) -> Scorer:
@@ -99,5 +111,6 @@ def scorer_of(
     settings: methods.Scorer, *, question_known: bool, shape: ModelShape, profile: Profile | None, weights: str
 ) -> Scorer:
     """The scorer that a job's ``keep.scorer`` names. ``weights``: the model's fingerprint; ``profile``: its retrieval
-    heads, needed by ``probe`` with calibrated heads only. Raises ``ModelError`` for a gate that does not fit."""
+    heads, needed by ``probe`` with calibrated heads only. Raises ``ModelError`` for a gate or a profile that does not
+    fit."""
     return _SCORERS[settings.kind](settings, Setting(shape, weights, profile, question_known))

@@ -136,7 +136,7 @@ class Scorer(Protocol):
     @property
     def layers(self) -> tuple[int, ...]:
         """The layers it wants to see, ascending; reading may stop after the last. Empty: none, ``score`` is never
-        called."""
+        called. Never a layer with a window, which cannot look over a whole chunk."""
         ...
 
     @property

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from workers.hf import LanguageModel, ModelShape
 from workers.selection.scorers.base import ChunkScores, LayerView, Observer
-from workers.selection.settling import by_layer, group_mean, normalised, split
+from workers.selection.settling import by_layer, for_all_layers, group_mean, normalised, split
 
 _SINKS = 4
 """Positions whose queries are unlike all others; a chunk behind an anchor has none of them."""
@@ -42,8 +42,8 @@ class ExpectedScorer:
 
     @property
     def layers(self) -> tuple[int, ...]:
-        """All of them."""
-        return tuple(range(self.shape.num_layers))
+        """All that look over a whole chunk."""
+        return self.shape.full_layers
 
     @property
     def record(self) -> dict[str, object]:
@@ -71,11 +71,12 @@ class ExpectedScorer:
 
     def settle(self, chunks: Sequence[ChunkScores]) -> list[NDArray[np.float64]]:
         """[L, G, B]: one softmax over the document per query head, plus ``epsilon``, times value sizes."""
-        worth_LHB, mass_LHB, sizes_LHB = by_layer(chunks, self.shape.num_layers)
-        total_LH1 = np.logaddexp.reduce(mass_LHB, axis=2, keepdims=True)
-        expected_LHB = np.exp(worth_LHB - np.where(np.isneginf(total_LH1), 0.0, total_LH1))
-        scores_LHB = expected_LHB + self.epsilon * np.exp(sizes_LHB)
-        return split(normalised(group_mean(scores_LHB, self.shape.num_kv_heads)), chunks)
+        worth_FHB, mass_FHB, sizes_FHB = by_layer(chunks, self.shape)
+        total_FH1 = np.logaddexp.reduce(mass_FHB, axis=2, keepdims=True)
+        expected_FHB = np.exp(worth_FHB - np.where(np.isneginf(total_FH1), 0.0, total_FH1))
+        scores_FHB = expected_FHB + self.epsilon * np.exp(sizes_FHB)
+        share_FGB = normalised(group_mean(scores_FHB, self.shape.num_kv_heads))
+        return split(for_all_layers(share_FGB, self.shape), chunks)
 
     def _future(self, view: LayerView) -> Tensor:
         """The chunk's queries [R, H, D] turned by the average rotation of the positions behind it, in float32."""

@@ -36,8 +36,8 @@ class GateScorer:
 
     @property
     def layers(self) -> tuple[int, ...]:
-        """Every layer has its head."""
-        return tuple(range(self.shape.num_layers))
+        """All that look over a whole chunk."""
+        return self.shape.full_layers
 
     @property
     def record(self) -> dict[str, object]:

@@ -33,8 +33,8 @@ class KeyDiffScorer:
 
     @property
     def layers(self) -> tuple[int, ...]:
-        """All of them."""
-        return tuple(range(self.shape.num_layers))
+        """All that look over a whole chunk."""
+        return self.shape.full_layers
 
     @property
     def record(self) -> dict[str, object]:

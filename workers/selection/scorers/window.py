@@ -14,7 +14,7 @@ from torch.nn.functional import avg_pool1d, pad
 
 from workers.hf import ModelShape
 from workers.selection.scorers.base import ChunkScores, LayerView, Observer
-from workers.selection.settling import by_layer, document_softmax, group_mean, normalised, split
+from workers.selection.settling import by_layer, document_softmax, for_all_layers, group_mean, normalised, split
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,8 @@ class WindowScorer:
 
     @property
     def layers(self) -> tuple[int, ...]:
-        """All of them."""
-        return tuple(range(self.shape.num_layers))
+        """All that look over a whole chunk."""
+        return self.shape.full_layers
 
     @property
     def record(self) -> dict[str, object]:
@@ -73,13 +73,13 @@ class WindowScorer:
 
     def settle(self, chunks: Sequence[ChunkScores]) -> list[NDArray[np.float64]]:
         """[L, G, B]: each query head on one scale over the document, then the mean of its group."""
-        [log_LHB] = by_layer(chunks, self.shape.num_layers)
-        share_LGB = group_mean(document_softmax(log_LHB), self.shape.num_kv_heads)
+        [log_FHB] = by_layer(chunks, self.shape)
+        share_FGB = group_mean(document_softmax(log_FHB), self.shape.num_kv_heads)
         if not self.question_known:
             first = max(chunk.extent[1] for chunk in chunks) - self.window_tokens
             last_B = np.concatenate([chunk.starts_B + chunk.block_tokens for chunk in chunks]) > first
-            share_LGB[:, :, last_B] = share_LGB.max(axis=2, keepdims=True)
-        return split(normalised(share_LGB), chunks)
+            share_FGB[:, :, last_B] = share_FGB.max(axis=2, keepdims=True)
+        return split(for_all_layers(normalised(share_FGB), self.shape), chunks)
 
     def _pooled(self, mass_HC: Tensor) -> Tensor:
         """Each token's mean with its neighbours; as in SnapKV there is nothing beyond the edges."""

@@ -1,0 +1,192 @@
+"""Laws of the evaluation: what it measures is the product, sharing changes nothing, it goes on where it stopped."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from configs.evaluation import Evaluation
+from configs.load import load_evaluation
+from pipeline import driver
+from pipeline.directory import existing_directory
+from pipeline.evaluation.pages import write_pages
+from pipeline.evaluation.results import Result, read_results
+from pipeline.evaluation.runner import evaluate, load_bench
+from pipeline.evaluation.tasks.parquet import write_items
+from pipeline.evaluation.tasks.sizer import Sizer
+from pipeline.evaluation.tasks.table import make_items
+from pipeline.evaluation.trial import Trial
+from pipeline.status import read_answers
+from workers.selection.profile import Profile
+from workers.source import locate
+
+METHODS: list[dict[str, Any]] = [
+    {"name": "default"},
+    {"name": "pairs", "answer": {"over": "kept"}},
+    {"name": "snapkv", "keep": {"scorer": {"kind": "window", "window_tokens": 8}}, "answer": {"over": "kept"}},
+    {"name": "h2o", "keep": {"scorer": {"kind": "accumulated"}, "question": "unknown"}, "answer": {"over": "kept"}},
+    {"name": "narrow", "answer": {"over": "narrow", "narrow_budgets": 2}},
+    {"name": "two-round", "answer": {"over": "two_round"}},
+    {"name": "carried", "read": {"context": "carried"}},
+    {"name": "sliding", "read": {"pattern": {"kind": "sliding_window", "block_tokens": 32, "window_tokens": 32}}},
+    {"name": "dense", "baseline": "dense"},
+    {"name": "truncate", "baseline": "truncate"},
+    {"name": "bm25", "baseline": "bm25"},
+    {"name": "map-reduce", "baseline": "map_reduce"},
+]
+
+
+@pytest.fixture
+def settings(tmp_path: Path, tiny_model: Path) -> dict[str, Any]:
+    """An evaluation of two items of two tasks, as its file says it."""
+    profile = tmp_path / "profile.json"
+    Profile(locate(str(tiny_model)).weights, ((1, 0), (2, 1))).save(profile)
+    model = {"source": str(tiny_model), "profile": str(profile), "attention": "cpu", "device": "cpu"}
+    return {
+        "base": {
+            "model": model,
+            "read": {"chunk_tokens": 256},
+            "keep": {"block_tokens": 16, "widen_tokens": 4},
+        },
+        "tasks": [{"kind": "single_needle"}, {"kind": "multi_key", "keys": 2}],
+        "lengths": [1000],
+        "items": 2,
+        "budgets": [128],
+        "methods": METHODS,
+        "output": {"path": str(tmp_path / "out")},
+    }
+
+
+def load(settings: dict[str, Any], **changes: Any) -> Evaluation:
+    path = Path(settings["output"]["path"]).with_suffix(".yaml")
+    path.write_text(yaml.safe_dump(settings | changes))
+    return load_evaluation(path)
+
+
+def untimed(rows: list[Result]) -> list[Result]:
+    return [replace(row, seconds_read=None, seconds_answer=None, settings="") for row in rows]
+
+
+def test_sharing_a_reading_changes_no_result(settings: dict[str, Any], tmp_path: Path) -> None:
+    together = evaluate(load(settings, fidelity_items=1))
+    output = {"path": str(tmp_path / "alone")}
+    alone = evaluate(load(settings, fidelity_items=1, share_reading=False, output=output))
+    assert untimed(together) == untimed(alone)
+    assert not any(row.error for row in together)
+    assert all(row.seconds_read is not None and row.seconds_answer is not None for row in alone)
+    assert {row.method for row in together} == {method["name"] for method in METHODS}
+
+
+@pytest.mark.parametrize("name", [m["name"] for m in METHODS if "baseline" not in m])
+def test_what_is_measured_is_the_product(settings: dict[str, Any], tmp_path: Path, name: str) -> None:
+    """The evaluation and ``foveate run`` answer the same items alike, and keep as much."""
+    [method] = [method for method in METHODS if method["name"] == name]
+    evaluation = load(settings, methods=[method])
+    measured = {row.item: row for row in evaluate(evaluation)}
+    items = make_items(evaluation.tasks, Sizer.of(evaluation.base), evaluation.counts, evaluation.seed)
+    write_items(tmp_path / "items.parquet", items)
+    job = evaluation.job(evaluation.methods[0], 128, str(tmp_path / "items.parquet"))
+    job = job.model_copy(update={"output": job.output.model_copy(update={"path": str(tmp_path / "run")})})
+    driver.run(job)
+    for row in read_answers(existing_directory(str(tmp_path / "run"))).to_pylist():
+        assert row["answer"] == measured[row["id"]].answer.strip()
+        assert row["kept_tokens"] == round(measured[row["id"]].kept_tokens or 0)
+        assert row["relevance_kept"] == pytest.approx(measured[row["id"]].relevance_kept)
+
+
+def test_it_goes_on_where_it_stopped_and_tries_only_what_changed(settings: dict[str, Any], tmp_path: Path) -> None:
+    few = [METHODS[0], METHODS[9]]
+    first = evaluate(load(settings, methods=few))
+    trials = tmp_path / "out" / "trials"
+    stamps = {path: path.stat().st_mtime_ns for path in trials.iterdir()}
+    assert evaluate(load(settings, methods=few)) == first
+    assert {path: path.stat().st_mtime_ns for path in trials.iterdir()} == stamps, "nothing was tried again"
+    changed = [METHODS[0] | {"keep": {"widen_tokens": 0}}, METHODS[9]]
+    second = evaluate(load(settings, methods=changed))
+    same = [row for row in second if row.method == "truncate"]
+    assert same == [row for row in first if row.method == "truncate"]
+    renewed = [row.settings for row in second if row.method == "default"]
+    assert set(renewed).isdisjoint(row.settings for row in first)
+
+
+def test_the_table_of_results_alone_is_a_checkpoint(settings: dict[str, Any], tmp_path: Path) -> None:
+    few = [METHODS[0], METHODS[9]]
+    first = evaluate(load(settings, methods=few))
+    for path in (tmp_path / "out" / "trials").iterdir():
+        path.unlink()
+    assert evaluate(load(settings, methods=few)) == first
+    assert not list((tmp_path / "out" / "trials").iterdir())
+    assert read_results(tmp_path / "out" / "results.parquet") == first
+
+
+def test_a_method_that_cannot_run_is_a_row_with_its_reason(settings: dict[str, Any], monkeypatch: Any) -> None:
+    monkeypatch.setenv("FOVEATE_CACHE", str(Path(settings["output"]["path"]).parent / "cache"))
+    gate = {"name": "gate", "keep": {"scorer": {"kind": "gate"}, "question": "unknown"}}
+    long = {"name": "too-long", "read": {"chunk_tokens": 4096}}
+    rows = evaluate(load(settings, methods=[METHODS[0], gate, long], items=1))
+    reasons = {row.method: row.error for row in rows}
+    assert reasons["default"] is None
+    assert "keep.scorer.file" in str(reasons["gate"]) and "calibrate --gate" in str(reasons["gate"])
+    assert "read.chunk_tokens" in str(reasons["too-long"])
+    assert all(row.score == 0 for row in rows if row.error)
+
+
+def test_methods_may_be_tried_on_fewer_items_and_shorter_documents(settings: dict[str, Any]) -> None:
+    methods = [METHODS[9], METHODS[8] | {"max_items": 1}, METHODS[10] | {"max_length": 900}]
+    rows = evaluate(load(settings, methods=methods))
+    counts = {name: sum(row.method == name for row in rows) for name in ("truncate", "dense", "bm25")}
+    assert counts == {"truncate": 4, "dense": 2, "bm25": 0}
+
+
+def test_baselines_read_what_they_say(settings: dict[str, Any]) -> None:
+    methods = [*METHODS[:10], METHODS[10] | {"keep": {"block_tokens": 64}}, METHODS[11]]
+    evaluation = load(settings, methods=methods, budgets=[320])
+    bench = load_bench(evaluation)
+    items = make_items(evaluation.tasks, Sizer.of(evaluation.base), evaluation.counts, evaluation.seed)
+    item = next(iter(items))
+    names = (("dense", None), ("truncate", 320), ("bm25", 320), ("map-reduce", None))
+    rows = {row.method: row for row in bench.work(Trial(item, names)).results}
+    assert rows["dense"].recall == 1.0 and rows["dense"].kept_tokens == len(item.context.encode())
+    assert rows["truncate"].kept_tokens == 320
+    assert 0 < (rows["bm25"].kept_tokens or 0) <= 320
+    assert rows["bm25"].recall == 1.0, "the needle has the question's own words"
+    assert rows["map-reduce"].kept_tokens
+
+
+def test_dense_agrees_with_itself(settings: dict[str, Any]) -> None:
+    rows = evaluate(load(settings, methods=[METHODS[8], METHODS[9]], fidelity_items=2, items=2))
+    for row in rows:
+        assert row.kl is not None and row.top1 is not None
+        if row.method == "dense":
+            assert row.kl == pytest.approx(0, abs=1e-6) and row.top1 == 1.0
+    assert any((row.kl or 0) > 1e-6 for row in rows if row.method == "truncate")
+
+
+def test_pages_are_written_for_people(settings: dict[str, Any]) -> None:
+    evaluation = load(settings, methods=[METHODS[0], METHODS[9]])
+    rows = evaluate(evaluation)
+    written = write_pages(evaluation, rows, "A title")
+    assert {path.name for path in written} >= {"results.parquet", "results.md", "accuracy-by-length.svg"}
+    page = (Path(settings["output"]["path"]) / "results.md").read_text()
+    assert page.startswith("# A title") and "`truncate`" in page
+
+
+@pytest.mark.cluster
+def test_a_ray_pool_finds_the_same(settings: dict[str, Any], tmp_path: Path) -> None:
+    few = [METHODS[0], METHODS[1]]
+    local = evaluate(load(settings, methods=few))
+    pool = {"kind": "ray", "workers": 1, "address": "local"}
+    there = evaluate(load(settings, methods=few, pool=pool, output={"path": str(tmp_path / "ray")}))
+    assert untimed(local) == untimed(there)
+
+
+def test_trials_are_written_whole(settings: dict[str, Any], tmp_path: Path) -> None:
+    evaluate(load(settings, methods=[METHODS[9]], items=1))
+    for path in (tmp_path / "out" / "trials").iterdir():
+        assert path.suffix == ".json"
+        assert {row["method"] for row in json.loads(path.read_text())} == {"truncate"}
