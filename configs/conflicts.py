@@ -113,6 +113,16 @@ def _depth_pruning(read: Read, keep: Keep, answer: AnswerOver) -> Iterable[Confl
             "read.pruning.kind: depth leaves dropped tokens without pairs in deeper layers, but answer.over: kept "
             "needs all layers; allowed: answer.over: reread, narrow or two_round, or read.pruning.kind: none",
         )
+    for key, kind, allowed in (
+        ("read.context", read.context, "isolated"),
+        ("read.pattern.kind", read.pattern.kind, "dense"),
+    ):
+        if kind != allowed:
+            yield Conflict(
+                ("read.pruning.kind", key),
+                f"read.pruning.kind: depth reads chunk and question in one pass that ends without all pairs, but {key}: "
+                f"{kind} needs a pass over the chunk alone; allowed: {key}: {allowed}, or read.pruning.kind: none",
+            )
     layers, shares = list(pruning.layers), list(pruning.keep)
     ascending = all(earlier < later for earlier, later in pairwise(layers))
     falling = all(earlier >= later for earlier, later in pairwise(shares))

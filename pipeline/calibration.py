@@ -76,7 +76,9 @@ def map_heads(
     ``max_free`` of them stream or are pruned. Saved to ``out`` or to the cache, where ``map: auto`` looks."""
     words = "\n\n".join(read_text(path) for path in texts)
     loaded = load_neutral(model)
-    ids = loaded.frame.tokenizer.encode(words)[:PROBE_TOKENS]
+    # the passage is read twice, behind the anchor
+    room = (loaded.weights.shape.window - len(loaded.frame.anchor)) // 2
+    ids = loaded.frame.tokenizer.encode(words)[: min(PROBE_TOKENS, room)]
     head_map = measure_heads(loaded, ids, trial=HeadTrial(max_free=max_free), report=report)
     path = out or head_map_path(loaded.source.weights)
     head_map.save(path)

@@ -85,6 +85,11 @@ def method_of(stages: Stages, shape: ModelShape, weights: str, profile: Profile 
     depth = None
     if isinstance(read.pruning, methods.DepthPruning):
         depth = DepthSchedule(read.pruning.layers, read.pruning.keep)
+        if depth.layers[-1] >= shape.num_layers:
+            raise ModelError(
+                f"read.pruning.layers: {depth.layers[-1]}: model.source has layers 0 to {shape.num_layers - 1}; "
+                f"allowed: 1 to {shape.num_layers - 1}"
+            )
         record |= {"depth": [list(depth.layers), list(depth.keep)]}
     if read.context == "carried":
         record |= {"context": "carried"}

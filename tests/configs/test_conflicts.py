@@ -36,6 +36,8 @@ CONFLICTS = [
     (["keep.scorer.kind=keydiff", DEPTH], "read.pruning.kind: depth drops", "keep.scorer.kind: probe or window"),
     (["keep.scorer.kind=window", "keep.question=unknown", DEPTH], "read.pruning.kind: depth drops", "question: known"),
     (["answer.over=kept", DEPTH], "read.pruning.kind: depth leaves", "answer.over: reread, narrow or two_round"),
+    (["read.context=carried", DEPTH], "read.pruning.kind: depth reads chunk", "read.context: isolated"),
+    (["read.pattern.kind=bigbird", DEPTH], "read.pruning.kind: depth reads chunk", "read.pattern.kind: dense"),
     (["read.pruning={kind: depth, layers: [4], keep: [0.5, 0.2]}"], "read.pruning.layers: [4]", "one share for each"),
     (["read.pruning={kind: depth, layers: [8, 4], keep: [0.5, 0.2]}"], "read.pruning.layers: [8, 4]", "ascending"),
     (["read.pruning={kind: depth, layers: [4, 8], keep: [0.2, 0.5]}"], "read.pruning.layers: [4, 8]", "never rising"),

@@ -97,9 +97,7 @@ def observe(loaded: LoadedModel, exam: Exam, report: Report = lambda line: None)
     frame, shape = loaded.frame, loaded.weights.shape
     heads = tuple(product(shape.full_layers, range(shape.num_heads)))
     if not heads:
-        raise ModelError(
-            "calibration needs layers that read all earlier tokens; every layer of this model has a window"
-        )
+        raise ModelError("calibration needs layers that read all earlier tokens; here every layer has a window")
     scorer = ProbeScorer(Profile(loaded.source.weights, heads))
     encoder = Encoder(loaded, [scorer], ReadingRule(BLOCK_TOKENS, all_layers=False))
     anchor = Context.of_anchor(loaded)

@@ -30,8 +30,8 @@ def words(text: str) -> list[str]:
 
 
 def bm25(texts: Sequence[str], question: str) -> NDArray[np.float64]:
-    """BM25 score of each of B texts for a question, [B]. Words in more than half of the texts count as little as those
-    in half of them would, never less than nothing."""
+    """BM25 score of each of B texts for a question, [B]. The more texts hold a word, the less it counts, and never less
+    than nothing (Robertson's weight falls below that; this one, log(1 + ...), does not)."""
     counts = [Counter(words(text)) for text in texts]
     lengths_B = np.array([sum(count.values()) for count in counts], dtype=np.float64)
     asked = words(question)

@@ -59,8 +59,8 @@ class Said:
     error: str | None = None
 
 
-def write_cases(directory: Path, cases: Sequence[Case], methods: Sequence[str]) -> None:
-    """Write what the other side is asked: these methods, on these cases."""
+def write_cases(directory: Path, cases: Sequence[Case]) -> None:
+    """Write what the other side is asked."""
     directory.mkdir(parents=True, exist_ok=True)
     rows = [
         {
@@ -69,7 +69,6 @@ def write_cases(directory: Path, cases: Sequence[Case], methods: Sequence[str]) 
             "question_ids": case.question,
             "keep": case.keep,
             "max_new_tokens": case.item.max_new_tokens,
-            "methods": list(methods),
         }
         for case in cases
     ]

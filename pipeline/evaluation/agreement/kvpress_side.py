@@ -34,14 +34,14 @@ from torch import Tensor
 class PressSpec:
     """How a press is made, given kvpress and the share of the context that goes. ``half``: added to the tokens that
     are to stay before they become a share, where kvpress rounds down. ``moves``: it can be wrapped so that what stays
-    moves together, as ours always does. ``eager``: it needs whole attention matrices. ``top_scores``: the press has no
-    budget that is even over heads, so kept are the best of its scores."""
+    moves together, as ours always does. ``eager``: it needs whole attention matrices. ``evenly``: a second name, under
+    which the best of its scores are told, as many in every head: a press that has no such budget of its own."""
 
     make: Callable[[Any, float], Any]
     half: float = 0.5
     moves: bool = False
     eager: bool = False
-    top_scores: bool = False
+    evenly: str | None = None
 
 
 PRESSES: dict[str, PressSpec] = {
@@ -53,9 +53,11 @@ PRESSES: dict[str, PressSpec] = {
         lambda k, share: k.ExpectedAttentionPress(share, n_future_positions=512, n_sink=4, epsilon=0.02), moves=True
     ),
     "keydiff": PressSpec(lambda k, share: k.KeyDiffPress(share), moves=True),
-    "random": PressSpec(lambda k, share: k.RandomPress(share, seed=0), moves=True),
-    "reconstruct": PressSpec(lambda k, share: k.KVzipPress(share), half=0.0, top_scores=True),
-    "reconstruct, adaptive": PressSpec(lambda k, share: k.KVzipPress(share, layerwise=True), half=0.0),
+    "random": PressSpec(lambda k, share: k.RandomPress(share)),
+    "reconstruct, adaptive": PressSpec(
+        lambda k, share: k.KVzipPress(share, layerwise=True), half=0.0, evenly="reconstruct"
+    ),
+    "reconstruct, global": PressSpec(lambda k, share: k.KVzipPress(share), half=0.0),
     "window, adaptive": PressSpec(lambda k, share: k.AdaKVPress(k.SnapKVPress(share), alpha_safeguard=0.2)),
     "expected, adaptive": PressSpec(
         lambda k, share: k.AdaKVPress(k.ExpectedAttentionPress(share, epsilon=0.02), alpha_safeguard=0.2)
@@ -103,18 +105,19 @@ class Watch:
         self.kept.append(torch.zeros(keys.shape[1:3], dtype=torch.bool).scatter_(1, left[0, :, :, 0].long(), True))
         return found
 
-    def mask(self, model: Any, spec: PressSpec, keep: int, num_tokens: int) -> NDArray[np.bool_]:
+    def mask(self, model: Any, num_tokens: int) -> Tensor:
         """Kept positions [L, G, N]."""
-        layers = model.model.layers
-        heads = model.config.num_key_value_heads
-        if spec.top_scores:
-            best = torch.stack(self.scores).topk(keep, dim=-1).indices
-            return torch.zeros(len(layers), heads, num_tokens, dtype=torch.bool).scatter_(2, best, True).numpy()
-        if not self.kept and self._press is not None:  # KVzipPress masks when all layers have been scored
-            masked = [layer.self_attn.masked_key_indices for layer in layers]
-            self.kept = [unmasked(indices, (heads, num_tokens)) for indices in masked]
-        whole = torch.ones(len(layers), heads, num_tokens, dtype=torch.bool)
-        return (torch.stack(self.kept) if self.kept else whole).numpy()
+        layers, heads = model.model.layers, model.config.num_key_value_heads
+        if self._press is None:
+            return torch.ones(len(layers), heads, num_tokens, dtype=torch.bool)
+        if not self.kept:  # KVzipPress masks when all layers have been scored
+            self.kept = [unmasked(layer.self_attn.masked_key_indices, (heads, num_tokens)) for layer in layers]
+        return torch.stack(self.kept)
+
+    def best(self, keep: int) -> Tensor:
+        """The ``keep`` best scores of every head, as positions [L, G, N]."""
+        scores = torch.stack(self.scores)
+        return torch.zeros_like(scores, dtype=torch.bool).scatter_(2, scores.topk(keep, dim=-1).indices, True)
 
 
 def unmasked(masked: tuple[Tensor, Tensor, Tensor], shape: Any) -> Tensor:
@@ -148,11 +151,11 @@ class Kvpress:
         found: dict[str, NDArray[Any]] = {}
         try:
             found[f"{name}/answer"] = np.array(self._answer(item, press, watch))
-        except RuntimeError as error:  # kvpress's own: what was kept before it still counts
+        except RuntimeError as error:  # kvpress's own; what it had kept until then still counts
             found[f"{name}/error"] = np.array(str(error))
-        found[f"{name}/kept"] = np.packbits(watch.mask(self._model, spec, item["keep"], num_tokens), axis=-1)
-        if watch.scores:
-            found[f"{name}/scores"] = torch.stack(watch.scores).float().numpy()
+        found |= _seen(name, watch.mask(self._model, num_tokens), watch)
+        if spec.evenly is not None:
+            found |= _seen(spec.evenly, watch.best(item["keep"]), watch)
         if spec.moves:
             moving = self._kvpress.KeyRerotationPress(spec.make(self._kvpress, share))
             found[f"{name}/moved"] = np.array(self._answer(item, moving))
@@ -177,6 +180,12 @@ class Kvpress:
         }
         [answer] = self._pipeline._forward(ids, max_new_tokens=item["max_new_tokens"], press=press)
         return str(answer)
+
+
+def _seen(name: str, kept: Tensor, watch: Watch) -> dict[str, NDArray[Any]]:
+    """Kept positions, eight to a byte, and scores where there are any."""
+    found: dict[str, NDArray[Any]] = {f"{name}/kept": np.packbits(kept.numpy(), axis=-1)}
+    return found | ({f"{name}/scores": torch.stack(watch.scores).float().numpy()} if watch.scores else {})
 
 
 def main(directory: Path, exchange: Path) -> None:
