@@ -120,8 +120,9 @@ def _depth_pruning(read: Read, keep: Keep, answer: AnswerOver) -> Iterable[Confl
         if kind != allowed:
             yield Conflict(
                 ("read.pruning.kind", key),
-                f"read.pruning.kind: depth reads chunk and question in one pass that ends without all pairs, but {key}: "
-                f"{kind} needs a pass over the chunk alone; allowed: {key}: {allowed}, or read.pruning.kind: none",
+                "read.pruning.kind: depth reads chunk and question in one pass that ends without all pairs, but "
+                f"{key}: {kind} needs a pass over the chunk alone; allowed: {key}: {allowed}, or read.pruning.kind: "
+                "none",
             )
     layers, shares = list(pruning.layers), list(pruning.keep)
     ascending = all(earlier < later for earlier, later in pairwise(layers))

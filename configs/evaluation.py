@@ -14,7 +14,7 @@ from typing import Annotated, Literal, TypeVar
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from configs.closed import Closed, Conflict, Impossible, Natural, Positive
-from configs.schema import Corpus, Job, LocalWorkers, Model, Name, Output, Pool, Prompt, Store
+from configs.schema import Corpus, Job, LocalWorkers, Model, Name, Output, Pool, Prompt
 from configs.stages import AnswerOver, Keep, Read
 from configs.tasks import Task
 
@@ -45,8 +45,9 @@ class Method(Closed):
     """One row of the tables. A key of ``read``, ``keep`` or ``answer`` that is given here replaces the base's, a choice
     among kinds (``scorer``, ``budget``, ...) as a whole. ``baseline``: not a method of ours, but a control:
     ``dense`` reads everything at once, ``truncate`` keeps head and tail, ``bm25`` keeps the blocks that words
-    find, ``map_reduce`` asks every chunk and then over the answers. ``max_items`` and ``max_length`` leave out what
-    would cost too much: items of a task beyond so many, documents beyond that length."""
+    find, ``map_reduce`` asks every chunk and then over the answers. ``max_items``, ``min_length`` and ``max_length``
+    leave out what would cost too much or is somebody else's row: items of a task and length beyond so many, documents
+    of other lengths."""
 
     name: Name
     baseline: Literal["dense", "truncate", "bm25", "map_reduce"] | None = None
@@ -54,12 +55,18 @@ class Method(Closed):
     keep: Keep | None = None
     answer: AnswerOver | None = None
     max_items: Positive | None = None
+    min_length: Positive | None = None
     max_length: Positive | None = None
 
     @property
     def takes_budget(self) -> bool:
         """Whether the evaluation's budgets apply; otherwise it runs once per item."""
         return self.baseline not in NO_BUDGET
+
+    def tries(self, rank: int, length: int) -> bool:
+        """Whether it is tried on the item number ``rank`` (from 0) of a task and ``length``."""
+        fits = (self.min_length or length) <= length <= (self.max_length or length)
+        return fits and rank < (self.max_items or rank + 1)
 
 
 class Evaluation(Closed):
@@ -83,7 +90,6 @@ class Evaluation(Closed):
     share_reading: bool = True
     fidelity_items: Natural = 0
     output: Output
-    store: Store = Store()
     pool: Pool = LocalWorkers()
 
     @property
@@ -96,7 +102,8 @@ class Evaluation(Closed):
         return self.budgets if method.takes_budget else (None,)
 
     def job(self, method: Method, budget: int | None, corpus: str = "items.parquet") -> Job:
-        """The job that runs ``method`` at ``budget`` tokens over a file of items as ``write_items`` makes it."""
+        """The job that runs ``method`` at ``budget`` tokens over a file of items as ``write_items`` makes it, on one
+        worker of this process: who tries an evaluation's items is no part of what they are asked."""
         keep = _merged(self.base.keep, method.keep)
         if budget is not None:
             keep = keep.model_copy(update={"budget": keep.budget.model_copy(update={"tokens": budget})})
@@ -108,9 +115,7 @@ class Evaluation(Closed):
             read=_merged(self.base.read, method.read),
             keep=keep,
             answer=_merged(self.base.answer, method.answer),
-            store=self.store,
             output=self.output,
-            pool=self.pool,
         )
 
     @model_validator(mode="after")
@@ -156,6 +161,12 @@ def _count_conflicts(evaluation: Evaluation) -> Iterator[Conflict]:
 def _method_conflicts(evaluation: Evaluation) -> Iterator[Conflict]:
     """What makes a method's job impossible, at any budget, told once."""
     for index, method in enumerate(evaluation.methods):
+        if method.min_length and method.max_length and method.min_length > method.max_length:
+            yield Conflict(
+                (f"methods[{index}].min_length", f"methods[{index}].max_length"),
+                f"methods[{index}] ({method.name}): min_length: {method.min_length} is above max_length: "
+                f"{method.max_length}; allowed: at most that",
+            )
         told: set[str] = set()
         for budget in evaluation.budgets_of(method):
             for message in _impossible(evaluation, method, budget):

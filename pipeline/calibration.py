@@ -6,6 +6,8 @@ Retrieval heads (a profile), a gate, roles for kv heads (a head map). All raise 
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -83,6 +85,21 @@ def map_heads(
     path = out or head_map_path(loaded.source.weights)
     head_map.save(path)
     return head_map, path
+
+
+def check_out(out: Path | None) -> None:
+    """Raise ``ConfigError`` for a file that cannot be written, before minutes are spent on what goes there."""
+    if out is None:
+        return
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        if out.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        probe = out.with_name(f".{out.name}.probe")
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ConfigError(f"--out: {out}: cannot be written: {error.strerror}") from error
 
 
 def read_text(path: Path) -> str:

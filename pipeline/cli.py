@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shlex
 import signal
 import sys
 import time
@@ -159,6 +160,7 @@ def calibrate(
         raise ConfigError("--gate, --heads: both given; allowed: one of them, or none for retrieval heads")
     if (gate or heads) != bool(text):
         raise ConfigError("--text: goes with --gate or --heads, which need it; without them it has no use")
+    calibration.check_out(out)
     chosen = calibration.model_from(source=model, device=device, dtype=dtype, attention=attention)
     console, page = Console(stderr=True), Console()
     with console.status("calibrating") as status:
@@ -178,6 +180,7 @@ def evaluate(
     settings: Settings = None,
     output: Annotated[str | None, typer.Option(metavar="DIR", help="Same as --set output.path=DIR.")] = None,
     title: Annotated[str, typer.Option(help="Heading of the page of tables.")] = "Results",
+    pages_only: Annotated[bool, typer.Option("--pages-only", help="Try nothing: pages from what is known.")] = False,
 ) -> None:
     """Compare methods on tasks, lengths and budgets, or go on where it stopped."""
     from configs.load import load_evaluation
@@ -186,8 +189,18 @@ def evaluate(
     from pipeline.evaluation.pages import write_pages
     from pipeline.evaluation.runner import evaluate as run_evaluation
 
-    for path in write_pages(evaluation, run_evaluation(evaluation), title):
+    with _stoppable() as stop:
+        done = run_evaluation(evaluation, stop, tries=not pages_only)
+    changes = [word for setting in settings or () for word in ("--set", setting)]
+    for path in write_pages(evaluation, done.rows, title, shlex.join(["foveate", "evaluate", str(file), *changes])):
         print(path)
+    left = f"{done.left:,} of {done.items:,} items are not finished; the same command goes on with them"
+    if stop.is_set:
+        raise Interrupted(f"stopped: {left}")
+    if done.failures:
+        raise IncompleteRun(f"{left}; {len(done.failures):,} failed, the first: {done.failures[0]}")
+    if done.left:
+        print(left, file=sys.stderr)
 
 
 @app.command()

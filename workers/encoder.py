@@ -33,6 +33,11 @@ REPEAT = "\n\nRepeat the previous text exactly:\n\n"
 """What stands between a chunk and its repetition (KVzip, Kim et al. 2025)."""
 
 
+def observation_record(scorer: Scorer) -> dict[str, object]:
+    """What the observer reads that is in no message, as plain JSON values: part of every store key."""
+    return {"repeat": REPEAT} if scorer.observer == "repeat" else {}
+
+
 @dataclass(frozen=True)
 class ReadingRule:
     """How a chunk is read: ``pattern`` (None: dense), what is dropped on the way, and whether the pairs of all layers

@@ -99,7 +99,7 @@ class Engine:
     def predict(self, query: Query, token_ids: Sequence[int]) -> Tensor:
         """Logits [N, V] with which a query's kept set predicts each of N given tokens as its answer."""
         segments, [prompt] = self._opening([query])
-        return forced_logits(self._loaded, prompt, segments, token_ids)
+        return forced_logits(self._loaded, prompt, segments, token_ids, self._method.reader)
 
     def free(self, names: Sequence[str]) -> None:
         """Drop store entries by name; see ``Encoded.keys``."""
@@ -123,7 +123,9 @@ class Engine:
 
     def _keys(self, task: Encode) -> list[list[BlockKey]]:
         """Names of what each chunk leaves for each probe. What a chunk was read after is part of the name: anchor,
-        preface, and in carried reading everything that shaped the carried set."""
+        preface, and in carried reading everything that shaped the carried set. Where a chunk starts is part of it for
+        scorers that look at no layer: they have nothing but places to choose pairs by."""
+        by_place = self._method.keeps_pairs and not self._method.scorer.layers
         shaping = [(probe.token_ids, probe.scored) for probe in task.probes] if self._method.is_shaped_by_all else []
         context = digest_tokens(self._loaded.frame.anchor, task.preface, *(run for probe in shaping for run in probe))
         questions = (
@@ -132,10 +134,10 @@ class Engine:
         named = replace(self._identity, budget=self._budget_record(task.budget_tokens))
         keys = []
         for chunk in task.chunks:
-            digest = digest_tokens(chunk.token_ids)
+            digest = digest_tokens(chunk.token_ids, [chunk.start] if by_place else [])
             keys.append([replace(named, question=q, chunk=digest, context=context).key() for q in questions])
             if self._method.carries:
-                context = digest_tokens([ord(letter) for letter in context + digest])
+                context = digest_tokens(list(bytes.fromhex(context)), list(bytes.fromhex(digest)))
         return keys
 
     def _read(self, task: Encode, keys: list[list[BlockKey]]) -> list[list[KVBlock]]:
@@ -152,41 +154,42 @@ class Engine:
         rows = []
         for chunk, row_keys in zip(task.chunks, keys, strict=True):
             reading = self._encoder.read(chunk.token_ids, task.probes, carried.behind(before))
-            [scores] = reading.scores
-            asking = task.probes if self._method.asks else (None,)
-            said = [self._said(chunk, scores_RHB, probe) for scores_RHB, probe in zip(scores, asking, strict=True)]
-            rows.append(
-                [
-                    self._leave(key, reading, scores_RHB, own, task.budget_tokens)
-                    for key, scores_RHB, own in zip(row_keys, scores, said, strict=True)
-                ]
-            )
+            said = self._said(chunk, reading, task.probes) if method.keeps_pairs or method.carries else []
+            rows.append(self._leave(row_keys, reading, said, task.budget_tokens))
             if method.carries and reading.pairs is not None:
                 carried.add(chunk, reading.pairs, reading.places, said)
         return rows
 
-    def _said(self, chunk: Chunk, scores_RHB: Tensor, probe: Probe | None) -> ChunkScores:
-        """A chunk's scores as the scorer settles them, with the texts that it may want."""
+    def _said(self, chunk: Chunk, reading: ChunkReading, probes: Sequence[Probe]) -> list[ChunkScores]:
+        """What the scorer settles of a chunk for each probe (once, where it looks at none), with the texts that it may
+        want."""
+        [scores], size = reading.scores, self._method.rule.block_tokens
         extent = (chunk.start, chunk.start + len(chunk.token_ids))
-        said = ChunkScores(scores_RHB.numpy(), extent, self._method.rule.block_tokens)
-        if not self._method.scorer.reads_text or probe is None:
+        said = [ChunkScores(scores_RHB.numpy(), extent, size) for scores_RHB in scores]
+        if not self._method.scorer.reads_text:
             return said
-        size, decode = self._method.rule.block_tokens, self.tokenizer.decode
+        decode = self.tokenizer.decode
         texts = tuple(decode(chunk.token_ids[i : i + size]) for i in range(0, len(chunk.token_ids), size))
-        return replace(said, texts_B=texts, question=decode(probe.token_ids[slice(*probe.scored)]))
+        return [
+            replace(own, texts_B=texts, question=decode(probe.token_ids[slice(*probe.scored)]))
+            for own, probe in zip(said, probes, strict=True)
+        ]
 
     def _leave(
-        self, key: BlockKey, reading: ChunkReading, scores_RHB: Tensor, said: ChunkScores, tokens: int
-    ) -> KVBlock:
-        """What a chunk leaves: its scores, and for answers over kept pairs what it offers."""
-        if not self._method.keeps_pairs:
-            return scores_only(key, scores_RHB)
+        self, keys: Sequence[BlockKey], reading: ChunkReading, said: Sequence[ChunkScores], tokens: int
+    ) -> list[KVBlock]:
+        """What a chunk leaves under each name: its scores, and for answers over kept pairs what it offers."""
+        [scores], method = reading.scores, self._method
+        if not method.keeps_pairs:
+            return [scores_only(key, scores_RHB) for key, scores_RHB in zip(keys, scores, strict=True)]
         assert reading.pairs is not None
-        method = self._method
         keeping = Keeping(method.budget, tokens, method.rule.block_tokens, method.widen_tokens)
-        [shares_LGB] = method.scorer.settle([said])
-        choice = keeping.offer(len(reading.places), shares_LGB)
-        return kept_block(key, self._model, reading.pairs, reading.places, choice, scores_RHB)
+        left = []
+        for key, scores_RHB, own in zip(keys, scores, said, strict=True):
+            [shares_LGB] = method.scorer.settle([own])
+            choice = keeping.offer(len(reading.places), shares_LGB)
+            left.append(kept_block(key, self._model, reading.pairs, reading.places, choice, scores_RHB))
+        return left
 
     def _offered(self, block: KVBlock) -> tuple[tuple[Interval, ...], ...] | None:
         """Where in its chunk a block holds pairs; None where pairs are not what is kept."""

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 from itertools import accumulate
 
+import torch
 from torch import Tensor
 
 from workers.loaded import LoadedModel
@@ -65,16 +66,23 @@ def generate(
 
 
 def forced_logits(
-    loaded: LoadedModel, prompt: Prompt, segments: Sequence[Readable], continuation: Sequence[int]
+    loaded: LoadedModel,
+    prompt: Prompt,
+    segments: Sequence[Readable],
+    continuation: Sequence[int],
+    reader: Callable[[Readable], Readable],
 ) -> Tensor:
-    """Logits [n, V] with which ``prompt`` predicts each of n given tokens: what fidelity to another method compares."""
-    ids = (*prompt.token_ids, *continuation[:-1])
-    places = range(prompt.first_position, prompt.first_position + len(ids))
-    first = len(prompt.token_ids) - 1
-    reading = SegmentPass(loaded.backend, (0, len(ids)), segments)
-    logits_NV = loaded.weights.run(ids, places, reading, logits_of=range(first, len(ids)))
+    """Logits [n, V] with which ``prompt`` predicts each of n given tokens: what fidelity to another method compares.
+    The given tokens read what steps of decoding would, in one pass."""
+    logits_1V, prefill, [place] = _prefill(loaded, [prompt], segments)
+    ids = continuation[:-1]
+    if not ids:
+        return logits_1V
+    reading = SegmentPass(loaded.backend, (0, len(ids)), [reader(segment) for segment in (*segments, prefill)])
+    places = range(place + 1, place + 1 + len(ids))
+    logits_NV = loaded.weights.run(ids, places, reading, logits_of=range(len(ids)))
     assert logits_NV is not None
-    return logits_NV
+    return torch.cat([logits_1V, logits_NV])
 
 
 def _prefill(

@@ -6,8 +6,8 @@ read, the kept sets of its chunks are cut down to the document's choice and put 
 kept is un-rotated, at positions relative to its chunk; what is read stands at compact positions, the last of every
 head directly before the question.
 
-Shapes: C chunk tokens, T kept tokens of one layer and head, N of all, L layers, G kv heads, D head dimension,
-B blocks.
+Shapes: T kept tokens of one layer, N of a chunk's entry, K of them that a query keeps, S pairs of one layer and all
+queries, L layers, G kv heads, D head dimension, B blocks.
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cache_store.block import BlockKey, HeadPairs, KVBlock
+from cache_store.block import BlockKey, KVBlock
 from workers.context import positions_of
 from workers.hf import LanguageModel
 from workers.messages import Chunk, Interval, Query
@@ -68,34 +69,46 @@ def kept_block(
 ) -> KVBlock:
     """The entry of a chunk: the chosen pairs of a reading at ``places``, un-rotated."""
     shape = model.shape
-    whole = torch.tensor(places)
-    chosen = [positions_of(kept) for kept in choice.kept]
-    layers = []
+    positions = {kept: positions_of(kept) for kept in set(choice.kept)}
+    counts, rows, keys, values = [], [], [], []
     for layer in range(shape.num_layers):
-        keys_CGD = model.unrotate(pairs.keys[layer], whole, layer=layer).cpu()
-        values_CGD = pairs.values[layer].cpu()
-        heads = []
-        for head in range(shape.num_kv_heads):
-            rows, columns = choice.shape
-            own = chosen[(layer if rows > 1 else 0) * columns + (head if columns > 1 else 0)]
-            heads.append(HeadPairs(own.int(), keys_CGD[own, head], values_CGD[own, head]))
-        layers.append(heads)
-    return KVBlock.of_heads(key, layers, scores_RHB)
+        own = [positions[choice.of(layer, head)] for head in range(shape.num_kv_heads)]
+        counts.append([len(rows_T) for rows_T in own])
+        rows.append(torch.cat(own))
+        heads_T = torch.arange(shape.num_kv_heads).repeat_interleave(torch.tensor(counts[-1]))
+        # Only what is kept is un-rotated, and leaves the device.
+        keys_TD = pairs.keys[layer][rows[-1], heads_T]
+        keys.append(model.unrotate(keys_TD[:, None], rows[-1] + places.start, layer=layer)[:, 0].cpu())
+        values.append(pairs.values[layer][rows[-1], heads_T].cpu())
+    counts_LG = torch.tensor(counts, dtype=torch.int32)
+    return KVBlock(key, counts_LG, torch.cat(rows).int(), torch.cat(keys), torch.cat(values), scores_RHB)
 
 
 def offered_by(block: KVBlock) -> tuple[tuple[Interval, ...], ...]:
     """Where in its chunk a block holds pairs, per layer and kv head; one entry where they all agree."""
-    shape = block.counts_LG.shape
-    runs = [_runs_of(block.positions(layer, head)) for layer in range(shape[0]) for head in range(shape[1])]
-    return (runs[0],) if len(set(runs)) == 1 else tuple(runs)
+    counts, positions_N = block.counts_LG.flatten().numpy(), block.positions_N.numpy()
+    if (counts == counts[0]).all() and (positions_N.reshape(len(counts), -1) == positions_N[: counts[0]]).all():
+        return (runs_of(positions_N[: counts[0]]),)
+    return tuple(runs_of(own) for own in np.split(positions_N, counts.cumsum()[:-1]))
 
 
-def _runs_of(positions_T: Tensor) -> tuple[Interval, ...]:
-    positions = positions_T.numpy()
-    if not len(positions):
+def runs_of(positions_T: NDArray[np.int32]) -> tuple[Interval, ...]:
+    """Ascending positions as intervals, none touching the next."""
+    if not len(positions_T):
         return ()
-    borders = np.flatnonzero(np.diff(positions) != 1) + 1
-    return tuple((int(run[0]), int(run[-1]) + 1) for run in np.split(positions, borders))
+    last = np.flatnonzero(np.diff(positions_T) != 1)
+    starts, stops = positions_T[[0, *(last + 1)]], positions_T[[*last, -1]] + 1
+    return tuple(zip(starts.tolist(), stops.tolist(), strict=True))
+
+
+class KeptRows(NamedTuple):
+    """What a query keeps of one block: the rows ``index_K`` of its pairs, of kv heads ``heads_K``; those of layer l are
+    ``bounds[l]:bounds[l + 1]`` of the K."""
+
+    block: KVBlock
+    index_K: Tensor
+    heads_K: NDArray[np.int64]
+    bounds: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -105,25 +118,35 @@ class KeptDocument:
     query: Query
     parts: tuple[tuple[Chunk, KVBlock], ...]
 
-    def pairs(self, layer: int, head: int) -> tuple[Tensor, Tensor]:
-        """Un-rotated keys and values [T, D] that the query keeps of one layer and kv head, in document order."""
-        kept = Choice(self.query.shape, self.query.kept).of(layer, head)
-        keys, values = [], []
+    @property
+    def num_positions(self) -> int:
+        """Positions that the longest of its heads takes."""
+        return max(sum(stop - start for start, stop in kept) for kept in self.query.kept)
+
+    def rows(self) -> list[KeptRows]:
+        """Per chunk what the query keeps of it, layer by layer, in it head by head, in document order."""
+        if not self.parts:
+            return []
+        layers, heads = self.parts[0][1].counts_LG.shape
+        choice = Choice(self.query.shape, self.query.kept)
+        # One search for all layers and heads: each has a stretch of the number line to itself.
+        stretch = max(chunk.start + len(chunk.token_ids) for chunk, _ in self.parts)
+        lines = [
+            np.array(choice.of(layer, head), dtype=np.int64).reshape(-1, 2) + (layer * heads + head) * stretch
+            for layer in range(layers)
+            for head in range(heads)
+        ]
+        starts, stops = np.concatenate(lines).T
+        rows = []
         for chunk, block in self.parts:
-            wanted = _inside(block.positions(layer, head).long() + chunk.start, kept)
-            keys.append(block.keys(layer, head)[wanted])
-            values.append(block.values(layer, head)[wanted])
-        return torch.cat(keys), torch.cat(values)
-
-
-def _inside(positions_T: Tensor, intervals: Sequence[Interval]) -> Tensor:
-    """Which positions lie in sorted, disjoint intervals, [T] bool."""
-    if not intervals:
-        return torch.zeros(len(positions_T), dtype=torch.bool)
-    starts, stops = torch.tensor(intervals).T.contiguous()
-    before = torch.searchsorted(starts, positions_T, right=True) - 1
-    inside: Tensor = (before >= 0) & (positions_T < stops[before.clamp(min=0)])
-    return inside
+            entry_N = np.repeat(np.arange(layers * heads), block.counts_LG.flatten().numpy())
+            line_N = block.positions_N.numpy() + chunk.start + entry_N * stretch
+            # Inside an interval more starts than stops have been passed.
+            inside_N = np.searchsorted(starts, line_N, side="right") > np.searchsorted(stops, line_N, side="right")
+            index_K = np.flatnonzero(inside_N)
+            bounds = np.searchsorted(entry_N[index_K], np.arange(layers + 1) * heads)
+            rows.append(KeptRows(block, torch.from_numpy(index_K), entry_N[index_K] % heads, tuple(bounds.tolist())))
+        return rows
 
 
 def assemble(
@@ -131,34 +154,41 @@ def assemble(
 ) -> tuple[Readable, list[int]]:
     """What a batch of queries reads, one sequence each, at compact positions from ``first_position``; and how many
     positions each takes: its longest head's."""
-    shape = model.shape
-    lengths = [max(sum(b - a for a, b in kept) for kept in document.query.kept) for document in documents]
-    if all(document.query.shape == (1, 1) for document in documents):
-        return _same_for_all(model, documents, first_position), lengths
-    parts = []
-    for document, length in zip(documents, lengths, strict=True):
-        layers = []
-        for layer in range(shape.num_layers):
-            heads = []
-            for head in range(shape.num_kv_heads):
-                keys_TD, values_TD = document.pairs(layer, head)
-                places = torch.arange(length - len(keys_TD), length) + first_position
-                rotated = model.rotate(keys_TD[:, None], places, layer=layer)[:, 0]
-                heads.append((rotated, values_TD.to(model.device, model.dtype)))
-            layers.append(heads)
-        parts.append(layers)
-    return HeadSegment.pack(parts), lengths
+    kept = [document.rows() for document in documents]
+    lengths = [document.num_positions for document in documents]
+    stops = [first_position + length for length in lengths]
+    keys, values, bounds = zip(
+        *(_packed(model, kept, stops, layer) for layer in range(model.shape.num_layers)), strict=True
+    )
+    if any(document.query.shape != (1, 1) for document in documents):
+        return HeadSegment(keys, values, bounds, len(documents)), lengths
+    own = (0, *accumulate(lengths))
+    return Segment([_even(x, model) for x in keys], [_even(x, model) for x in values], own), lengths
 
 
-def _same_for_all(model: LanguageModel, documents: Sequence[KeptDocument], first_position: int) -> Segment:
-    """The packed pairs of queries that keep the same tokens in every layer and head."""
-    keys, values, lengths = [], [], []
-    for layer in range(model.shape.num_layers):
-        heads = [[document.pairs(layer, head) for head in range(model.shape.num_kv_heads)] for document in documents]
-        keys_SGD = torch.cat([torch.stack([k for k, _ in own], dim=1) for own in heads])
-        values_SGD = torch.cat([torch.stack([v for _, v in own], dim=1) for own in heads])
-        lengths = [len(own[0][0]) for own in heads]
-        places = torch.cat([torch.arange(length) for length in lengths]) + first_position
-        keys.append(model.rotate(keys_SGD, places, layer=layer))
-        values.append(values_SGD.to(model.device, model.dtype))
-    return Segment(keys, values, (0, *accumulate(lengths)))
+def _packed(
+    model: LanguageModel, kept: Sequence[Sequence[KeptRows]], stops: Sequence[int], layer: int
+) -> tuple[Tensor, Tensor, tuple[int, ...]]:
+    """One layer's pairs as ``HeadSegment`` has them: keys and values [S, D], kv head by kv head and in it query by
+    query, and the bounds of these runs. A run's last key stands directly before ``stops`` of its query."""
+    none = torch.empty(0, model.shape.head_dim, dtype=model.dtype)
+    keys, values, runs = [none], [none], [np.empty(0, dtype=np.int64)]
+    for query, parts in enumerate(kept):
+        for block, index_K, heads_K, bounds in parts:
+            own = slice(*bounds[layer : layer + 2])
+            keys.append(block.keys_ND[index_K[own]])
+            values.append(block.values_ND[index_K[own]])
+            runs.append(heads_K[own] * len(kept) + query)
+    run_S = np.concatenate(runs)
+    order_S = torch.from_numpy(np.argsort(run_S, kind="stable"))
+    counts = np.bincount(run_S, minlength=model.shape.num_kv_heads * len(kept))
+    ends = counts.cumsum()
+    ahead = np.tile(stops, model.shape.num_kv_heads) - ends
+    places_S = torch.from_numpy(np.arange(len(run_S)) + np.repeat(ahead, counts))
+    keys_SD = model.rotate(torch.cat(keys)[order_S][:, None], places_S, layer=layer)[:, 0]
+    return keys_SD, torch.cat(values)[order_S].to(model.device, model.dtype), (0, *ends.tolist())
+
+
+def _even(x_SD: Tensor, model: LanguageModel) -> Tensor:
+    """Runs of the same tokens, kv head by kv head, as [S, G, D]."""
+    return x_SD.view(model.shape.num_kv_heads, -1, x_SD.shape[1]).transpose(0, 1).contiguous()

@@ -12,7 +12,7 @@ from configs import methods
 from configs.stages import AnswerOver, Keep, Read
 from workers.attention.patterns import pattern_of
 from workers.depth import DepthSchedule
-from workers.encoder import ReadingRule
+from workers.encoder import ReadingRule, observation_record
 from workers.errors import ModelError
 from workers.hf import ModelShape
 from workers.readers import reader_of
@@ -28,10 +28,9 @@ from workers.sparse import GateDrop
 
 @dataclass(frozen=True)
 class Method:
-    """How a job reads, keeps and answers. ``record``: everything in ``rule`` that decides what reading computes, as
-    plain JSON values; ``carries``: chunks read what earlier ones left; ``keeps_pairs``: answers come from kept pairs;
-    ``reader``: what steps of decoding read in
-    place of a segment."""
+    """How a job reads, keeps and answers. ``record``: everything but the scorer's own that decides what reading
+    computes, as plain JSON values; ``carries``: chunks read what earlier ones left; ``keeps_pairs``: answers come from
+    kept pairs; ``reader``: what steps of decoding read in place of a segment."""
 
     scorer: Scorer
     budget: Budget
@@ -74,15 +73,29 @@ def method_of(stages: Stages, shape: ModelShape, weights: str, profile: Profile 
     _check_windows(stages, shape)
     read, keep, answer = stages.read, stages.keep, stages.answer
     known = keep.question == "known"
-    gate = None
-    record: dict[str, object] = {"pattern": read.pattern.model_dump(mode="json")}
+    scorer = scorer_of(keep.scorer, question_known=known, shape=shape, profile=profile, weights=weights)
+    rule = _rule_of(stages, shape, weights)
+    return Method(
+        scorer=scorer,
+        budget=budget_of(keep, shape=shape, weights=weights),
+        rule=rule,
+        record=_record_of(read, rule) | observation_record(scorer),
+        widen_tokens=keep.widen_tokens,
+        carries=read.context == "carried",
+        keeps_pairs=answer.over == "kept",
+        reader=reader_of(answer.reader),
+    )
+
+
+def _rule_of(stages: Stages, shape: ModelShape, weights: str) -> ReadingRule:
+    """How chunks are read."""
+    read, answer = stages.read, stages.answer
+    skims = answer.over != "kept" if read.skim == "auto" else read.skim
+    gate, depth = None, None
     if isinstance(read.pruning, methods.GateDropping):
         dropping = read.pruning
-        gate = GateDrop(
-            find_gate(dropping.file, weights, "read.pruning.file"), dropping.threshold, dropping.delay_tokens
-        )
-        record |= {"gate": [gate.gate.digest, gate.threshold, gate.delay_tokens]}
-    depth = None
+        found = find_gate(dropping.file, weights, "read.pruning.file")
+        gate = GateDrop(found, dropping.threshold, dropping.delay_tokens)
     if isinstance(read.pruning, methods.DepthPruning):
         depth = DepthSchedule(read.pruning.layers, read.pruning.keep)
         if depth.layers[-1] >= shape.num_layers:
@@ -90,27 +103,19 @@ def method_of(stages: Stages, shape: ModelShape, weights: str, profile: Profile 
                 f"read.pruning.layers: {depth.layers[-1]}: model.source has layers 0 to {shape.num_layers - 1}; "
                 f"allowed: 1 to {shape.num_layers - 1}"
             )
-        record |= {"depth": [list(depth.layers), list(depth.keep)]}
+    return ReadingRule(stages.keep.block_tokens, pattern_of(read.pattern), depth, gate, all_layers=not skims)
+
+
+def _record_of(read: Read, rule: ReadingRule) -> dict[str, object]:
+    """What decides which earlier tokens a token reads. A gate counts by what it is, not by where its file lies."""
+    record: dict[str, object] = {"pattern": read.pattern.model_dump(mode="json")}
+    if rule.gate is not None:
+        record["gate"] = [rule.gate.gate.digest, rule.gate.threshold, rule.gate.delay_tokens]
+    if rule.depth is not None:
+        record["depth"] = [list(rule.depth.layers), list(rule.depth.keep)]
     if read.context == "carried":
-        record |= {"context": "carried"}
-    skims = answer.over != "kept" if read.skim == "auto" else read.skim
-    rule = ReadingRule(
-        block_tokens=keep.block_tokens,
-        pattern=pattern_of(read.pattern),
-        depth=depth,
-        gate=gate,
-        all_layers=not skims,
-    )
-    return Method(
-        scorer=scorer_of(keep.scorer, question_known=known, shape=shape, profile=profile, weights=weights),
-        budget=budget_of(keep, shape=shape, weights=weights),
-        rule=rule,
-        record=record,
-        widen_tokens=keep.widen_tokens,
-        carries=read.context == "carried",
-        keeps_pairs=answer.over == "kept",
-        reader=reader_of(answer.reader),
-    )
+        record["context"] = "carried"
+    return record
 
 
 def _check_windows(stages: Stages, shape: ModelShape) -> None:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import ClassVar, Protocol
 
 from torch import Tensor
 
@@ -71,13 +71,9 @@ class Own(Protocol):
         """Attention of each row over rows of its own sequence up to itself."""
         ...
 
-
-@runtime_checkable
-class LongOwn(Own, Protocol):
-    """An ``Own`` that reads more of its sequences than the rows of the pass."""
-
     def rows(self, sight: Sight) -> OwnRows:
-        """All pairs that it reads of its sequences, for layers with a window; called instead of ``attend``."""
+        """What layers with a window read instead: all pairs of its sequences, those of the pass's rows the last of
+        them. Called instead of ``attend``."""
         ...
 
 
@@ -95,6 +91,10 @@ class CausalOwn:
         return self.backend.attend(
             sight.q_THD, sight.k_TGD, sight.v_TGD, bounds, bounds, causal=True, scale=sight.scale
         )
+
+    def rows(self, sight: Sight) -> OwnRows:
+        """As ``Own.rows``: the rows of the pass."""
+        return OwnRows(sight.k_TGD, sight.v_TGD, self.row_bounds)
 
 
 class SegmentPass(Pass):
@@ -145,7 +145,7 @@ class SegmentPass(Pass):
             for segment in self._segments:
                 partial = merge(partial, segment.attend(self._backend, layer, q_THD, self._row_bounds, scale))
         else:
-            partial = self._near.attend(layer, q_THD, self._own_rows(sight), window, scale)
+            partial = self._near.attend(layer, q_THD, self._own.rows(sight), window, scale)
         self._show(replace(sight, lse_TH=partial.lse_TH))
         if is_last:
             raise Enough
@@ -158,12 +158,6 @@ class SegmentPass(Pass):
     def shared_segment(self) -> Segment:
         """The same pairs, for every sequence of a later pass to read in full."""
         return Segment(self._keys, self._values)
-
-    def _own_rows(self, sight: Sight) -> OwnRows:
-        """What the rows read of their own sequences in a layer with a window."""
-        if isinstance(self._own, LongOwn):
-            return self._own.rows(sight)
-        return OwnRows(sight.k_TGD, sight.v_TGD, self._row_bounds)
 
     def _show(self, sight: Sight) -> None:
         for watcher in self._watchers:

@@ -54,7 +54,7 @@ class PatternOwn:
         return attend_plan(self.backend, sight.q_THD, k_SGD, v_SGD, plan, sight.scale)
 
     def rows(self, sight: Sight) -> OwnRows:
-        """As ``LongOwn.rows``: carried pairs, and the rows behind them."""
+        """As ``Own.rows``: carried pairs, and the rows behind them."""
         k_SGD, v_SGD = sight.k_TGD, sight.v_TGD
         if self.carried is not None:
             k_SGD = torch.cat([self.carried.keys[sight.layer], k_SGD])
@@ -87,3 +87,7 @@ class GateOwn:
         bounds = (*range(0, len(sight.q_THD), GATE_ROWS), len(sight.q_THD))
         picks = visible(predicted_log_TG, bounds, self.drop.threshold, self.drop.delay_tokens)
         return attend_picks(self.backend, sight.q_THD, sight.k_TGD, sight.v_TGD, picks, sight.scale)
+
+    def rows(self, sight: Sight) -> OwnRows:
+        """As ``Own.rows``: nothing is dropped from a window, which is short already."""
+        return OwnRows(sight.k_TGD, sight.v_TGD, (0, len(sight.k_TGD)))

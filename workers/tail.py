@@ -54,5 +54,5 @@ class TailOwn:
         return self.backend.attend(sight.q_THD, k_SGD, v_SGD, self.row_bounds, bounds, causal=False, scale=sight.scale)
 
     def rows(self, sight: Sight) -> OwnRows:
-        """As ``LongOwn.rows``: this step's pairs go behind the earlier ones."""
+        """As ``Own.rows``: this step's pairs go behind the earlier ones."""
         return self.tail.extend(sight.layer, sight.k_TGD, sight.v_TGD)

@@ -1,4 +1,4 @@
-"""``python -m pipeline.evaluation``: items of any task as a corpus, and what is measured beside ``foveate evaluate``."""
+"""``python -m pipeline.evaluation``: items of a task as a corpus, and what is measured beside ``foveate evaluate``."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from configs.load import load_job
-from pipeline.evaluation.agreement.ours import write_agreement
+from pipeline.evaluation.agreement.command import write_agreement
 from pipeline.evaluation.baseline import write_baseline
 from pipeline.evaluation.calibrated import write_calibrated
 from pipeline.evaluation.recall import write_chunk_lengths
@@ -38,11 +38,13 @@ def main() -> None:
         ("chunks", "gold passages kept, by length of chunk (half an hour)"),
         ("sparse", "time and coverage of block-sparse patterns (minutes)"),
         ("calibrated", "what `foveate calibrate` found for a model (seconds)"),
-        ("agreement", "our scorers against kvpress, in an environment of its own (see the page)"),
     ):
         one = commands.add_parser(name, help=text)
         one.add_argument("--model", default=DEMO_MODEL)
-    commands.choices["agreement"].add_argument("--kvpress-python", type=Path, required=True)
+    agreement = commands.add_parser(
+        "agreement", help="our scorers against kvpress, which has an environment of its own"
+    )
+    agreement.add_argument("--kvpress-python", type=Path, required=True)
     for name in ("baseline", "chunks", "sparse", "calibrated", "agreement"):
         commands.choices[name].add_argument("--out", type=Path, default=RESULTS / f"{name}.md")
 
@@ -61,7 +63,7 @@ def main() -> None:
         case "calibrated":
             write_calibrated(arguments.model, arguments.out)
         case "agreement":
-            write_agreement(arguments.kvpress_python, arguments.out, arguments.model)
+            write_agreement(arguments.kvpress_python, arguments.out)
 
 
 if __name__ == "__main__":

@@ -1,28 +1,28 @@
-"""The baseline: needle accuracy by length beside the dense model, recall of the shipped profile, cost.
+"""The baseline: the demo with its answers, what reading costs by length, and recall of the shipped profile.
 
-Makes ``docs/results/baseline.md``. Runs by hand (about half an hour on two cores), resumes where it stopped.
-*Dense* is the same engine told to keep everything and read it at once, which a law test holds equal to the
-model itself; it exists only where document and prompt fit into the window.
+Makes ``docs/results/baseline.md``. Runs by hand (some minutes on two cores), resumes where it stopped. How often
+questions are answered, and by which method best, is what ``foveate evaluate`` measures.
 """
 
 from __future__ import annotations
 
-import platform
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import pyarrow.parquet as pq
-import torch
 
 from configs.load import load_job
 from pipeline.demo import build
 from pipeline.directory import existing_directory
 from pipeline.evaluation.bm25 import bm25_recall
-from pipeline.evaluation.needles import PROMPT_TOKENS, build_needles
-from pipeline.evaluation.runs import Measured, measure, run_job
+from pipeline.evaluation.machine import describe_machine
+from pipeline.evaluation.runs import Cost, measure, run_job
+from pipeline.evaluation.tables import table
+from pipeline.evaluation.tasks.parquet import write_items
+from pipeline.evaluation.tasks.single_needle import SingleNeedle
+from pipeline.evaluation.tasks.sizer import Sizer
 from pipeline.status import read_answers
-from workers.hf import Tokenizer
-from workers.loading import resolve_runtime
+from workers.hf import Tokenizer, model_shape
 from workers.selection.calibrate import BUDGETS
 from workers.selection.profile import find_profile
 from workers.selection.questions import Exam
@@ -30,42 +30,23 @@ from workers.source import locate
 
 JOB = Path("configs/needles.yaml")
 DEMO = Path("configs/demo.yaml")
-ITEMS = {4096: 20, 8192: 20, 16384: 20, 32768: 10}
-DENSE_LENGTHS = (4096, 8192)
-SEED = 0
-
-
-def needle_runs(work: Path) -> Iterator[tuple[int, str, Measured]]:
-    """(length, method, result) of every run, shortest first. Corpora and answers are kept in ``work``."""
-    tokenizer = Tokenizer(locate(load_job(JOB).model.source).directory)
-    for tokens, items in ITEMS.items():
-        corpus = work / f"needles-{tokens}.parquet"
-        if not corpus.is_file():
-            build_needles(corpus, tokenizer, tokens=tokens, items=items, seed=SEED)
-        methods: dict[str, Sequence[str]] = {"foveate": ()}
-        if tokens in DENSE_LENGTHS:
-            methods["foveate, kept pairs"] = ("answer.over=kept",)
-            methods["dense"] = (f"keep.budget.tokens={tokens - PROMPT_TOKENS}", "answer.batch_size=1")
-        if tokens == min(DENSE_LENGTHS):  # whether it is the precision that costs the dense model its answers
-            methods["dense, float32"] = (*methods["dense"], "model.dtype=float32")
-        for method, overrides in methods.items():
-            name = f"{tokens}-{method.replace(', ', '-').replace(' ', '-')}"
-            yield tokens, method, measure(name, JOB, corpus, work / name, overrides)
+LENGTHS = (8192, 32768)
+ITEMS = 4
+METHODS: Mapping[str, tuple[str, ...]] = {"reread (the default)": (), "kept pairs": ("answer.over=kept",)}
 
 
 def write_baseline(work: Path, out: Path) -> None:
     """Run what has not run yet and write the page."""
-    results = list(needle_runs(work))
-    runtime = resolve_runtime(load_job(JOB).model)
+    model = load_job(JOB).model
+    window = model_shape(locate(model.source).directory).window
     lines = [
         "# Baseline",
         "",
-        "Made by `python -m pipeline.evaluation baseline`; do not edit. SmolLM2-135M-Instruct (window 8,192), "
-        f"{runtime.dtype}, attention `{runtime.attention}`, two workers of one thread each on "
-        f"{platform.machine()} ({torch.backends.cpu.get_cpu_capability()}), torch {torch.__version__}.",
+        f"Made by `python -m pipeline.evaluation baseline`; do not edit. Model `{model.source}`, window {window:,} "
+        f"tokens; two workers of one thread each; measured on {describe_machine(model)}.",
         "",
         *_demo_lines(work),
-        *_needle_lines(results),
+        *_cost_lines(work),
         *_recall_lines(),
     ]
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -78,55 +59,69 @@ def _demo_lines(work: Path) -> list[str]:
     cost = run_job(
         "demo", DEMO, work / "demo-answers", (f"corpus.path={corpus}", f"store.tiers[1].path={work / 'demo-store'}")
     )
-    expected = {
-        (row["id"], f"row-{index}"): answer
-        for row in pq.read_table(corpus, columns=["id", "answer"]).to_pylist()
-        for index, answer in enumerate(row["answer"])
-    }
     answers = read_answers(existing_directory(str(work / "demo-answers"))).to_pylist()
-    wanted = [expected[row["id"], row["question_id"]] for row in answers]
-    right = [
-        want is not None and want.lower() in row["answer"].lower() for want, row in zip(wanted, answers, strict=True)
-    ]
+    wanted = _expected(corpus)
+    rows, right = [], 0
+    for row in answers:
+        want, mark = wanted[row["id"], row["question_id"]], ""
+        if want is not None:
+            correct = want.lower() in row["answer"].lower()
+            right += correct
+            mark = f"{want} {'✓' if correct else '✗'}"
+        cells = (row["id"], row["question"], row["answer"], mark)
+        rows.append([" ".join(cell.split()).replace("|", "\\|") for cell in cells])
+    checked = sum(wanted[row["id"], row["question_id"]] is not None for row in answers)
     lengths = {row["id"]: row["document_tokens"] for row in answers}
-    lines = [
+    return [
         "## The demo",
         "",
         f"`foveate run configs/demo.yaml`: {len(answers)} questions of {len(lengths)} documents, "
         f"{sum(lengths.values()):,} tokens (the longest {max(lengths.values()):,}), in {cost.wall_s:.0f} s with "
-        f"loading the converted model; peak {cost.peak_bytes / 2**30:.2f} GiB. {sum(right)} of "
-        f"{sum(want is not None for want in wanted)} answers that can be checked by string are right.",
+        f"loading the converted model; peak {_gibibytes(cost)} GiB. {right} of {checked} answers that can be "
+        "checked by string are right.",
         "",
-        "| document | question | answer | expected |",
-        "|---|---|---|---|",
+        *table(["document", "question", "answer", "expected"], rows),
+        "",
     ]
-    for row, want, correct in zip(answers, wanted, right, strict=True):
-        mark = "" if want is None else f"{want} {'✓' if correct else '✗'}"
-        cells = (row["id"], row["question"], row["answer"], mark)
-        lines.append("| " + " | ".join(" ".join(cell.split()).replace("|", "\\|") for cell in cells) + " |")
-    return [*lines, ""]
 
 
-def _needle_lines(results: Sequence[tuple[int, str, Measured]]) -> list[str]:
-    lines = [
-        "## One needle in real text",
+def _expected(corpus: Path) -> dict[tuple[str, str], str | None]:
+    """What each question of the demo expects, by document and question; None where no string decides."""
+    return {
+        (row["id"], f"row-{index}"): answer
+        for row in pq.read_table(corpus, columns=["id", "answer"]).to_pylist()
+        for index, answer in enumerate(row["answer"])
+    }
+
+
+def _cost_lines(work: Path) -> list[str]:
+    """What reading costs, by length: seconds of engines, tokens by the clock, memory."""
+    sizer = Sizer.of(load_job(JOB))
+    rows = []
+    for length in LENGTHS:
+        corpus = work / f"cost-{length}.parquet"
+        if not corpus.is_file():
+            write_items(corpus, SingleNeedle(label="cost").items(sizer, {length: ITEMS}, 0))
+        for method, overrides in METHODS.items():
+            name = f"cost-{length}-{method.partition(' ')[0]}"
+            run = measure(name, JOB, corpus, work / name, overrides)
+            seconds = [f"{run.encode_s_per_1000:.2f}", f"{run.answer_s_per_1000:.2f}"]
+            rows.append([f"{length:,}", method, *seconds, f"{run.tokens_per_s:,.0f}", _gibibytes(run.cost)])
+    columns = ["length", "answered over", "encode s/1k", "answer s/1k", "tokens/s", "peak GiB"]
+    return [
+        "## What reading costs",
         "",
-        f"Single needle (RULER-style) in the Python language reference, seed {SEED}, depths spread evenly, chunks of "
-        "1,024 tokens, budget 512 tokens. *Dense* reads the whole document at once; beyond the window it cannot. "
-        "Seconds are engine seconds per 1,000 document tokens on one core (encode + answer); *peak* is the largest "
+        f"{ITEMS} documents of each length with one question each, `{JOB}`. Seconds are engine seconds per 1,000 "
+        "document tokens on one core; tokens/s are by the clock, with loading the model; *peak* is the largest "
         "resident set of the process, two workers and weights included.",
         "",
-        "| length | method | answered | accuracy | encode s/1k | answer s/1k | tokens/s, two workers | peak GiB |",
-        "|---|---|---|---|---|---|---|---|",
+        *table(columns, rows),
+        "",
     ]
-    for tokens, method, run in results:
-        encode = "" if method.startswith("dense") else f"{run.encode_s_per_1000:.2f}"
-        rate = "" if method.startswith("dense") else f"{run.document_tokens / run.wall_s:,.0f}"
-        lines.append(
-            f"| {tokens:,} | {method} | {run.correct}/{run.items} | {run.accuracy:.0%} | {encode} | "
-            f"{run.answer_s_per_1000:.2f} | {rate} | {run.peak_bytes / 2**30:.2f} |"
-        )
-    return [*lines, ""]
+
+
+def _gibibytes(cost: Cost) -> str:
+    return f"{cost.peak_bytes / 2**30:.2f}"
 
 
 def _recall_lines() -> list[str]:

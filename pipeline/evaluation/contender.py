@@ -25,8 +25,9 @@ class Contender:
 @dataclass(frozen=True)
 class Found:
     """What a contender keeps of an item, ready to be answered by ``engine``. ``kept``: intervals of the document in
-    tokens, one entry per layer and kv head or one for all; ``kept_bytes``: of kept pairs, None where text is kept;
-    ``seconds_read``: until here, None where the reading was shared and nobody can say what was whose."""
+    tokens, one entry per layer and kv head or one for all, none where the answer is given over something else than
+    the document; ``kept_bytes``: of kept pairs, None where text is kept; ``seconds_read``: until here, None where the
+    reading was shared and nobody can say what was whose."""
 
     contender: Contender
     query: Query

@@ -116,17 +116,21 @@ class Finder:
     def _baseline(self, document: Document, contender: Contender) -> Found | Refused:
         """What a baseline reads: text that no attention chose."""
         started = time.perf_counter()
-        job = _without_method(contender.job)
+        job = _without_method(contender.job, contender.budget)
         parts = load_method(job, self._reading, None)
-        reader = DocumentReader(job, self._reading, parts.scorer, parts.budget)
+        try:
+            reader = DocumentReader(job, self._reading, parts.scorer, parts.budget)
+        except JobError as error:
+            return Refused(contender, str(error))
         prepared = reader.prepare(document)
         if prepared.failures:
             return Refused(contender, prepared.failures[0].message)
         engine = Engine(self._loaded, parts, TieredStore([]), anchor=self._anchor)
         assert contender.method.baseline is not None
         query = BASELINES[contender.method.baseline](Plain(prepared, engine), contender)
-        kept = tuple((run.start, run.stop) for run in query.runs)
-        return Found(contender, query, (kept,), engine, time.perf_counter() - started)
+        quotes = contender.method.baseline != "map_reduce"  # which answers over answers
+        kept = (tuple((run.start, run.stop) for run in query.runs),) if quotes else ()
+        return Found(contender, query, kept, engine, time.perf_counter() - started)
 
 
 def document_of(item: Item) -> Document:
@@ -135,11 +139,11 @@ def document_of(item: Item) -> Document:
     return Document(item.id, item.context, item.task, 0, (asked,))
 
 
-def _without_method(job: Job) -> Job:
-    """A job that answers over text and for which nothing of the model need be known."""
-    keep = job.keep.model_copy(
-        update={"scorer": RandomScorer(), "budget": UniformBudget(tokens=job.keep.budget.tokens)}
-    )
+def _without_method(job: Job, budget: int | None) -> Job:
+    """A job that answers over text and for which nothing of the model need be known. Without a budget the window is
+    not asked about one."""
+    tokens = budget or job.keep.block_tokens
+    keep = job.keep.model_copy(update={"scorer": RandomScorer(), "budget": UniformBudget(tokens=tokens)})
     return job.model_copy(
         update={"read": Read(chunk_tokens=job.read.chunk_tokens), "keep": keep, "answer": AnswerOver()}
     )

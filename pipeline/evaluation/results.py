@@ -7,7 +7,7 @@ method that fails on an item cannot look better for it.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pyarrow as pa
@@ -23,10 +23,12 @@ class Result:
     ``length``: tokens that the item was sized to. ``budget``: tokens granted; None for a method that reads
     everything. ``score``: of ``string_match``. ``recall``: of ``gold_recall``; None without gold or without a kept
     set. ``relevance_kept``: share of the relevance inside what was kept. ``kept_tokens``: per layer and head on
-    average. ``kept_bytes``: of the pairs, as they lie in the store. ``kl``: mean Kullback-Leibler divergence in nats
-    from the dense model's next-token distributions over the dense answer's tokens, ``top1``: the share of these on
-    which both agree; None where dense does not fit. ``error``: why there is no answer, such as a method that does
-    not suit the model. ``settings``: digest of all that decided the row, by which a resumed evaluation knows it."""
+    average; None where what was answered from is no part of the document. ``kept_bytes``: of the kept pairs, over all
+    layers and heads; None where text is kept. ``kl``: mean Kullback-Leibler divergence in nats from the dense model's
+    next-token distributions over the dense answer's tokens, ``top1``: the share of these on which both agree; None
+    where dense does not fit. ``error``: why there is no answer, such as a method that does not suit the model.
+    ``settings``: digest of all that decided the row, by which a resumed evaluation knows it. ``machine``: what it was
+    measured on."""
 
     task: str
     length: int
@@ -45,6 +47,7 @@ class Result:
     top1: float | None = None
     error: str | None = None
     settings: str = ""
+    machine: str = ""
 
     @classmethod
     def refused(cls, item: Item, method: str, budget: int | None, reason: str) -> Result:
@@ -71,6 +74,7 @@ RESULT_SCHEMA = pa.schema(
         ("top1", pa.float64()),
         ("error", pa.string()),
         ("settings", pa.string()),
+        ("machine", pa.string()),
     ]
 )
 
@@ -87,7 +91,6 @@ def write_results(path: Path, results: Iterable[Result]) -> None:
 def read_results(path: Path) -> list[Result]:
     """The rows of a file that ``write_results`` made. Raises ``ValueError`` for any other."""
     try:
-        table = pq.read_table(path, columns=[field.name for field in fields(Result)])
-    except (OSError, pa.ArrowException) as error:
-        raise ValueError(f"{path}: no results: {error}") from error
-    return [Result(**row) for row in table.to_pylist()]
+        return [Result(**row) for row in pq.read_table(path).to_pylist()]
+    except (OSError, pa.ArrowException, TypeError) as error:
+        raise ValueError(f"{path}: no results of an evaluation: {error}") from error

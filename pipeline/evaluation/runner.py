@@ -1,82 +1,105 @@
 """``foveate evaluate``: items are made, tried by all methods on all workers, and written down as they come.
 
-    DIR/trials/ITEM.json   what came of one item, written when it is done
-    DIR/results.parquet    all rows: also a checkpoint, for a machine that has only this file
-    DIR/results.md, *.svg  tables and plots
-
-Invariants: a row is known by a digest of everything that decides it (method, budget, prompt, weights, item), so the
-same command goes on where it stopped, a changed method is tried anew, and nothing else is; the order of trials is
-fixed, first items of all tasks first, so that half an evaluation is a smaller one.
+Invariants: the same command goes on where it stopped, a changed method is tried anew, and nothing else is; the order
+of trials is fixed, first items of all tasks first, so that half an evaluation is a smaller one; a stop ends between
+trials and loses none.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
-
-from blake3 import blake3
 
 from configs.evaluation import Evaluation
 from pipeline.errors import JobError
-from pipeline.evaluation.results import Result, read_results, write_results
+from pipeline.evaluation.checkpoint import Checkpoint
+from pipeline.evaluation.identity import Identity, Key
+from pipeline.evaluation.results import Result
 from pipeline.evaluation.tasks.base import Item
 from pipeline.evaluation.tasks.sizer import Sizer
 from pipeline.evaluation.tasks.table import make_items
 from pipeline.evaluation.trial import Bench, Trial, Tried
-from pipeline.pool import TASKS_PER_WORKER, LocalPool, Pool, WorkerLost
-from workers.loading import load_model, load_profile, load_reading
+from pipeline.loop import StopRequest
+from pipeline.pool import LocalPool, Pool, WorkerLost
+from workers.loading import Reading, load_model, load_profile, load_reading, with_dtype
 from workers.messages import WorkError
 from workers.method import needs_profile
+from workers.selection.profile import Profile
 
 _log = logging.getLogger(__name__)
 
-Key = tuple[str, int | None]
-"""A method's name and its budget."""
 MAX_LOSSES = 3
 """Workers that may be lost over one trial."""
+_GLANCE_S = 1.0
+"""How often a wish to stop is looked for."""
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What is to be tried, and what is known already. ``digests[item][key]``: what a row must have been made of."""
+class Evaluated:
+    """What is known of an evaluation. ``rows``: in the order of its tasks, lengths, items and methods; ``items``: how
+    many it has; ``left``: of how many rows are missing; ``failures``: why, of those that were tried now and failed."""
 
-    trials: tuple[Trial, ...]
-    known: tuple[Result, ...]
-    digests: Mapping[str, Mapping[Key, str]]
+    rows: tuple[Result, ...]
+    items: int
+    left: int
+    failures: tuple[str, ...] = ()
 
 
-def evaluate(evaluation: Evaluation) -> list[Result]:
-    """Try all that is not known yet; all rows, in the order of items and methods. Raises ``JobError`` for items that
-    cannot be made and for trials that failed (the others stay), ``ModelError`` and ``BackendUnavailable`` as a run."""
-    directory = Path(evaluation.output.path)
-    reading = load_reading(evaluation.job(evaluation.methods[0], None))
+@dataclass(frozen=True)
+class _Sheet:
+    """An item's rows: what each must have been made of, those there are, and what is still to be tried."""
+
+    item: Item
+    digests: dict[Key, str]
+    rows: tuple[Result, ...]
+    trial: Trial | None
+
+
+def evaluate(evaluation: Evaluation, stop: StopRequest | None = None, *, tries: bool = True) -> Evaluated:
+    """Try all that is not known yet (nothing without ``tries``), and publish all rows that are. Raises ``JobError`` for
+    items that cannot be made and a directory that cannot be used; ``ModelError`` and ``BackendUnavailable`` as a run.
+    """
+    checkpoint = Checkpoint(evaluation.output.path)
     items = _items(evaluation)
-    plan = _plan(evaluation, reading.source.weights, items, _known(directory))
-    _log.info("%d items, %d of them still to be tried", len(items), len(plan.trials))
-    failed = []
-    if plan.trials:
-        with _pool(evaluation) as pool:
-            failed = _try_all(pool, plan, directory)
-    plan = _plan(evaluation, reading.source.weights, items, _known(directory))
-    rows = sorted(plan.known, key=_order(evaluation, items))
-    write_results(directory / "results.parquet", rows)
-    if failed:
-        raise JobError(f"{len(failed)} of {len(items)} items failed; the same command tries them again: {failed[0]}")
-    return rows
+    evaluation = _settled(evaluation)
+    reading = load_reading(evaluation.job(evaluation.methods[0], None))
+    profile = _profile(evaluation, reading)
+    identity = Identity(evaluation, reading, profile)
+    sheets = _sheets(evaluation, items, identity, checkpoint)
+    todo = [sheet for sheet in sheets if sheet.trial is not None]
+    _log.info("%d items, %d of them still to be tried", len(items), len(todo))
+    failures: list[str] = []
+    if todo and tries:
+        with _pool(evaluation, profile) as pool:
+            failures = _Trials(pool, todo, checkpoint, stop or StopRequest()).run()
+        sheets = _sheets(evaluation, items, identity, checkpoint)
+    rows = sorted((row for sheet in sheets for row in sheet.rows), key=_order(evaluation, items))
+    if rows:
+        checkpoint.publish(rows)
+    return Evaluated(tuple(rows), len(items), sum(sheet.trial is not None for sheet in sheets), tuple(failures))
 
 
-def load_bench(evaluation: Evaluation) -> Bench:
+def load_bench(evaluation: Evaluation, profile: Profile | None) -> Bench:
     """What a worker needs: the model, loaded, and its retrieval heads where a method wants them."""
     job = evaluation.job(evaluation.methods[0], None)
     reading = load_reading(job)
-    wants = any(needs_profile(evaluation.job(method, None).keep) for method in evaluation.methods)
-    profile = load_profile(job, reading) if wants else None
     return Bench(evaluation, reading, load_model(job.model, reading.source, reading.frame), profile)
+
+
+def _settled(evaluation: Evaluation) -> Evaluation:
+    """With ``model.dtype: auto`` settled for all workers, as a run settles it."""
+    job = evaluation.job(evaluation.methods[0], None).model_copy(update={"pool": evaluation.pool})
+    base = evaluation.base.model_copy(update={"model": with_dtype(job).model})
+    return evaluation.model_copy(update={"base": base})
+
+
+def _profile(evaluation: Evaluation, reading: Reading) -> Profile | None:
+    """Retrieval heads, found once and here, where any method wants them."""
+    wanting = (evaluation.job(method, None) for method in evaluation.methods if method.baseline is None)
+    return next((load_profile(job, reading) for job in wanting if needs_profile(job.keep)), None)
 
 
 def _items(evaluation: Evaluation) -> list[Item]:
@@ -85,58 +108,38 @@ def _items(evaluation: Evaluation) -> list[Item]:
         made = list(make_items(evaluation.tasks, Sizer.of(evaluation.base), evaluation.counts, evaluation.seed))
     except ValueError as error:
         raise JobError(str(error)) from error
-    place: dict[tuple[str, int], int] = {}
-    ranked = []
-    for item in made:
-        rank = place[item.task, item.length] = place.get((item.task, item.length), -1) + 1
-        ranked.append((rank, item))
-    return [item for _, item in sorted(ranked, key=lambda pair: (pair[0], pair[1].length))]
+    return [item for _, item in sorted(_ranked(made), key=lambda pair: (pair[0], pair[1].length))]
 
 
-def _plan(evaluation: Evaluation, weights: str, items: list[Item], known: Iterable[Result]) -> Plan:
-    """What is left to try, and the rows that stand."""
-    methods = {
-        (method.name, budget): (method, _digest(evaluation.job(method, budget).model_dump(mode="json"), weights))
-        for method in evaluation.methods
-        for budget in evaluation.budgets_of(method)
-    }
-    rows = {(row.item, row.method, row.budget): row for row in known}
-    digests: dict[str, dict[Key, str]] = {}
-    trials: list[Trial] = []
-    standing: list[Result] = []
+def _ranked(items: list[Item]) -> Iterator[tuple[int, Item]]:
+    """Each item and its place among those of its task and length."""
     seen: dict[tuple[str, int], int] = {}
     for item in items:
         rank = seen[item.task, item.length] = seen.get((item.task, item.length), -1) + 1
+        yield rank, item
+
+
+def _sheets(evaluation: Evaluation, items: list[Item], identity: Identity, checkpoint: Checkpoint) -> list[_Sheet]:
+    """What is known of each item, and what is left to try."""
+    known = {(row.item, row.method, row.budget, row.settings): row for row in checkpoint.rows()}
+    methods = {method.name: method for method in evaluation.methods}
+    sheets = []
+    for rank, item in _ranked(items):
         compares = rank < evaluation.fidelity_items
-        wanted = {
-            key: _digest(digest, asdict(item), compares, evaluation.share_reading)
-            for key, (method, digest) in methods.items()
-            if rank < (method.max_items or rank + 1) and item.length <= (method.max_length or item.length)
+        digests = {
+            key: digest
+            for key, digest in identity.of(item, compares=compares).items()
+            if methods[key[0]].tries(rank, item.length)
         }
-        digests[item.id] = wanted
-        done = {key: row for key in wanted if (row := rows.get((item.id, *key))) and row.settings == wanted[key]}
-        standing += done.values()
-        # What was refused may be possible by now: a gate is trained, a head map found.
-        done = {key: row for key, row in done.items() if row.error is None}
-        if missing := tuple(key for key in wanted if key not in done):
-            trials.append(Trial(item, missing, compares))
-    return Plan(tuple(trials), tuple(standing), digests)
+        found = {key: known.get((item.id, *key, digest)) for key, digest in digests.items()}
+        missing = tuple(key for key, row in found.items() if row is None)
+        rows = tuple(row for row in found.values() if row is not None)
+        sheets.append(_Sheet(item, digests, rows, Trial(item, missing, compares) if missing else None))
+    return sheets
 
 
-def _digest(*parts: object) -> str:
-    return blake3(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:32]
-
-
-def _known(directory: Path) -> Iterator[Result]:
-    """Rows of earlier runs; what was written last counts."""
-    if (table := directory / "results.parquet").is_file():
-        yield from read_results(table)
-    for path in sorted((directory / "trials").glob("*.json")):
-        yield from (Result(**row) for row in json.loads(path.read_text()))
-
-
-def _pool(evaluation: Evaluation) -> Pool[Trial, Tried]:
-    make_bench = partial(load_bench, evaluation)
+def _pool(evaluation: Evaluation, profile: Profile | None) -> Pool[Trial, Tried]:
+    make_bench = partial(load_bench, evaluation, profile)
     if evaluation.pool.kind == "local":
         return LocalPool(make_bench, evaluation.pool.workers)
     from pipeline.cluster import RayPool  # no Ray without a Ray pool
@@ -144,48 +147,59 @@ def _pool(evaluation: Evaluation) -> Pool[Trial, Tried]:
     return RayPool(make_bench, evaluation.pool)
 
 
-def _try_all(pool: Pool[Trial, Tried], plan: Plan, directory: Path) -> list[str]:
-    """Run the trials, a few at a time, and write down each; the reasons of those that failed."""
-    started_s = time.monotonic()
-    waiting = list(enumerate(plan.trials))[::-1]
-    running: dict[int, Trial] = {}
-    losses: dict[int, int] = {}
-    failed: list[str] = []
-    while waiting or running:
-        while waiting and len(running) < TASKS_PER_WORKER * pool.num_workers:
-            index, trial = waiting.pop()
-            running[index] = trial
-            pool.submit(index, trial)
-        for finished in pool.wait(60.0):
-            trial = running.pop(finished.task_id)
-            match finished.result:
-                case Tried(results):
-                    _write(directory, trial, results, plan.digests[trial.item.id])
-                case WorkError(error=error, message=message):
-                    failed.append(f"{trial.item.id}: {error}: {message}")
-                case WorkerLost():
-                    losses[finished.task_id] = losses.get(finished.task_id, 0) + 1
-                    if losses[finished.task_id] < MAX_LOSSES:
-                        waiting.append((finished.task_id, trial))
-                    else:
-                        failed.append(f"{trial.item.id}: {MAX_LOSSES} workers were lost over it")
-            done = len(plan.trials) - len(waiting) - len(running)
-            left_s = (time.monotonic() - started_s) / max(1, done) * (len(plan.trials) - done)
-            _log.info("%s done, %d of %d; about %.0f min left", trial.item.id, done, len(plan.trials), left_s / 60)
-    return failed
+class _Trials:
+    """Runs trials on a pool and writes each down. One to a worker and none waiting behind it: they take seconds to
+    minutes, and a stop waits for those that are begun."""
 
+    def __init__(
+        self, pool: Pool[Trial, Tried], sheets: list[_Sheet], checkpoint: Checkpoint, stop: StopRequest
+    ) -> None:
+        self._pool = pool
+        self._sheets = dict(enumerate(sheets))
+        self._checkpoint = checkpoint
+        self._stop = stop
+        self._losses = dict.fromkeys(self._sheets, 0)
+        self._done = 0
+        self.failures: list[str] = []
 
-def _write(directory: Path, trial: Trial, results: Iterable[Result], digests: Mapping[Key, str]) -> None:
-    """An item's rows beside those that earlier runs wrote, the whole file or nothing."""
-    path = directory / "trials" / f"{trial.item.id}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    before = json.loads(path.read_text()) if path.is_file() else []
-    rows = [asdict(replace(row, settings=digests[row.method, row.budget])) for row in results]
-    made = {(row["method"], row["budget"]) for row in rows}
-    kept = [row for row in before if (row["method"], row["budget"]) not in made]
-    staged = path.with_suffix(".unfinished")
-    staged.write_text(json.dumps([*kept, *rows], indent=1) + "\n")
-    staged.replace(path)
+    def run(self) -> list[str]:
+        """Try everything, or until asked to stop; the reasons of what failed."""
+        self._stop.is_watched = True
+        started_s = time.monotonic()
+        waiting, running = list(self._sheets)[::-1], set[int]()
+        while running or (waiting and not self._stop.is_set):
+            while waiting and len(running) < self._pool.num_workers and not self._stop.is_set:
+                index = waiting.pop()
+                running.add(index)
+                trial = self._sheets[index].trial
+                assert trial is not None
+                self._pool.submit(index, trial)
+            for finished in self._pool.wait(_GLANCE_S):
+                running.remove(finished.task_id)
+                if self._again(finished.task_id, finished.result):
+                    waiting.append(finished.task_id)
+                    continue
+                self._done += 1
+                left_s = (time.monotonic() - started_s) / self._done * (len(self._sheets) - self._done)
+                name = self._sheets[finished.task_id].item.id
+                _log.info("%s, %d of %d; about %.0f min left", name, self._done, len(self._sheets), left_s / 60)
+        return self.failures
+
+    def _again(self, index: int, result: Tried | WorkError | WorkerLost) -> bool:
+        """Take a result; whether the trial must be run again."""
+        sheet = self._sheets[index]
+        match result:
+            case Tried(results):
+                rows = [replace(row, settings=sheet.digests[row.method, row.budget]) for row in results]
+                self._checkpoint.add(sheet.item.id, rows)
+            case WorkError(error=error, message=message):
+                self.failures.append(f"{sheet.item.id}: {error}: {message}")
+            case WorkerLost(started=started):
+                self._losses[index] += started
+                if self._losses[index] < MAX_LOSSES:
+                    return True
+                self.failures.append(f"{sheet.item.id}: {MAX_LOSSES} workers were lost over it")
+        return False
 
 
 def _order(evaluation: Evaluation, items: list[Item]) -> Callable[[Result], tuple[int, ...]]:

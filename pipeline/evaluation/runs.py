@@ -1,4 +1,4 @@
-"""One measured run: the product itself in a process of its own, its answers checked, its cost taken.
+"""One measured run: the product itself in a process of its own, and what it cost.
 
 Invariants: what is measured is ``foveate run`` as users start it; a run that finished is not repeated, its
 record lies beside its answers.
@@ -16,7 +16,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from pipeline.directory import existing_directory
 from pipeline.status import read_answers
@@ -32,41 +31,30 @@ class Cost:
 
 @dataclass(frozen=True)
 class Measured:
-    """What a run came to. Seconds are engine time per 1,000 document tokens, summed over workers; the last two are
-    its ``Cost``."""
+    """What a run over documents cost. Seconds are engine time per 1,000 document tokens, summed over workers."""
 
-    name: str
-    items: int
-    correct: int
     document_tokens: int
     encode_s_per_1000: float
     answer_s_per_1000: float
-    wall_s: float
-    peak_bytes: int
+    cost: Cost
 
     @property
-    def accuracy(self) -> float:
-        """Share of the items whose answer contains the expected string."""
-        return self.correct / self.items
+    def tokens_per_s(self) -> float:
+        """Document tokens by wall clock, loading the model included."""
+        return self.document_tokens / self.cost.wall_s
 
 
 def measure(name: str, job: Path, corpus: Path, output: Path, overrides: Sequence[str]) -> Measured:
     """Run ``job`` over ``corpus`` into ``output``, or read the record of having done so. ``corpus`` has one question
-    and one answer per row. Raises as ``run_job``."""
+    per row. Raises as ``run_job``."""
     cost = run_job(name, job, output, (f"corpus.path={corpus}", *overrides))
     answers = read_answers(existing_directory(str(output)))
-    expected = {row["id"]: row["answer"] for row in pq.read_table(corpus, columns=["id", "answer"]).to_pylist()}
-    correct = sum(expected[row["id"]] in row["answer"] for row in answers.select(["id", "answer"]).to_pylist())
     tokens = pc.sum(answers["document_tokens"]).as_py()
     return Measured(
-        name=name,
-        items=len(expected),
-        correct=correct,
         document_tokens=tokens,
         encode_s_per_1000=1000 * pc.sum(answers["seconds_encode"]).as_py() / tokens,
         answer_s_per_1000=1000 * pc.sum(answers["seconds_answer"]).as_py() / tokens,
-        wall_s=cost.wall_s,
-        peak_bytes=cost.peak_bytes,
+        cost=cost,
     )
 
 

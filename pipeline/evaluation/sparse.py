@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from configs import methods
-from pipeline.evaluation.needles import haystack
+from pipeline.evaluation.tasks.reference import reference_text
 from workers.attention.base import Backend, Partial, resolve
 from workers.attention.patterns import pattern_of
 from workers.attention.plan import BlockGrid, BlockPlan, attend_plan, full_plan
@@ -85,7 +85,7 @@ def write_sparse(source: str, out: Path, lengths: Sequence[int] = (2048, 4096, 8
 def layer_inputs(directory: Path, num_tokens: int, layer: int) -> LayerInputs:
     """What attention gets in that layer when the model reads the first ``num_tokens`` of the reference text."""
     model = LanguageModel(directory, dtype=torch.float32, device=torch.device("cpu"))
-    ids = Tokenizer(directory).encode(haystack())[:num_tokens]
+    ids = Tokenizer(directory).encode(reference_text("held_out", whole=True))[:num_tokens]
     reading = _UpTo(layer, resolve("cpu", model.device))
     model.run(ids, range(len(ids)), reading)
     assert reading.inputs is not None

@@ -46,10 +46,14 @@ class Cell:
 
     @property
     def gain(self) -> Estimate | None:
-        """Score beyond the default's, item by item; None without an item in common."""
-        theirs = {result.item: result.score for result in self.rivals}
-        pairs = [(result.score, theirs[result.item]) for result in self.results if result.item in theirs]
-        return paired_difference([own for own, _ in pairs], [other for _, other in pairs]) if pairs else None
+        """Score beyond the default's, item by item; None without an item in common, or where the default was refused.
+        An item without an answer scores 0 here too, so that nobody gains by failing."""
+        return self._beyond(lambda result: result.score)
+
+    @property
+    def recall_gain(self) -> Estimate | None:
+        """Gold passages kept beyond the default's, over the items where both are known."""
+        return self._beyond(lambda result: result.recall)
 
     @property
     def errors(self) -> tuple[str, ...]:
@@ -60,6 +64,14 @@ class Cell:
     def is_refused(self) -> bool:
         """Whether no item has an answer."""
         return len(self.errors) == len(self.results)
+
+    def _beyond(self, value: Callable[[Result], float | None]) -> Estimate | None:
+        if all(result.error is not None for result in self.rivals):
+            return None
+        theirs = {result.item: value(result) for result in self.rivals}
+        pairs = [(value(result), theirs.get(result.item)) for result in self.results]
+        known = [(own, other) for own, other in pairs if own is not None and other is not None]
+        return paired_difference([own for own, _ in known], [other for _, other in known]) if known else None
 
     def mean(self, value: Callable[[Result], float | None]) -> float | None:
         """Mean over the items that have the value; None where none has."""
@@ -101,6 +113,11 @@ class Summary:
         for method in self.methods if methods is None else methods:
             if (cell := self.cell(place, method)) is not None:
                 yield method, cell
+
+    def items(self, task: str, length: int) -> int:
+        """How many items there are, by the method that was tried on most."""
+        cells = (cell for budget in self.budgets for _, cell in self.row(Place(task, length, budget)))
+        return max((len(cell.results) for cell in cells), default=0)
 
     @property
     def places(self) -> tuple[Place, ...]:

@@ -8,38 +8,65 @@ same page.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 from pipeline.evaluation.metrics import Estimate
 from pipeline.evaluation.results import Result
 from pipeline.evaluation.summary import Cell, Place, Summary
 from pipeline.quantities import in_bytes
 
-LEXICAL = "bm25"
-"""How the names of the lexical controls begin."""
 _HOW = (
-    "Scores are the share of the expected strings that the answer holds, with Wilson's 95 % interval. *Against* is the "
-    "difference to `{default}` over the same items, in points, with its paired bootstrap 95 % interval; **bold** where "
-    "that leaves out 0. *Gold kept*: share of the gold passages that lie whole in what was kept."
+    "Scores are the share of the expected strings that the answer holds, with Wilson's 95 % interval, and in brackets "
+    "the number of items where it is not all of them. *Against* is the difference to `{default}` over the items that "
+    "both have, in points, with its paired bootstrap 95 % interval; **bold** where that leaves out 0. An item that a "
+    "method failed on scores 0, also there; a method that was *refused*, on every item, has no score. *Gold kept*: "
+    "share of the gold passages that lie whole in what was kept, where runs that touch are one, on average over layers "
+    "and kv heads where these keep different tokens. *Tokens kept*: per layer and kv head. *Bytes kept*: of key-value "
+    "pairs, in all layers; none where text is kept and read again. *KL*, in nats, and *top-1*: how far the method's "
+    "next-token distributions are from the dense model's, and how often both say the same, over the tokens of the "
+    "dense answer. Seconds are left out where methods shared a reading or a batch of answers."
 )
 _COLUMNS = (
-    "budget", "method", "score", "against", "gold kept", "relevance kept", "tokens kept", "bytes kept",
+    "budget", "method", "items", "score", "against", "gold kept", "relevance kept", "tokens kept", "bytes kept",
     "read s", "answer s", "KL", "top-1",
 )  # fmt: skip
 
 
-def results_page(results: Iterable[Result], default: str, title: str = "Results") -> str:
+@dataclass(frozen=True)
+class Front:
+    """What a page says before its tables. ``made``: paragraphs on how it was made; ``methods``: names and settings;
+    ``lexical``: those that keep what words find; ``window``: of the model, in tokens."""
+
+    title: str = "Results"
+    made: tuple[str, ...] = ()
+    methods: tuple[tuple[str, str], ...] = ()
+    lexical: tuple[str, ...] = ()
+    window: int | None = None
+
+
+def results_page(results: Iterable[Result], default: str, front: Front = Front()) -> str:
     """The whole page. ``default``: the method that the others are compared with. Raises ``ValueError`` if it has no
     results."""
     summary = Summary(results, default)
-    lines = [f"# {title}", "", _HOW.format(default=default), "", *lexical_lines(summary), *_refusals(summary)]
+    lines = [f"# {front.title}", ""]
+    for paragraph in (*front.made, _HOW.format(default=default)):
+        lines += [paragraph, ""]
+    lines += [*lexical_lines(summary, front.lexical), *_refusals(summary)]
     for length in summary.lengths:
-        lines += [f"## Scores at {length:,} tokens", ""]
+        beyond = front.window is not None and length > front.window
+        lines += [f"## Scores at {length:,} tokens{', beyond the window' if beyond else ''}", ""]
         for budget in summary.budgets:
             lines += overview(summary, length, budget)
     for task in summary.tasks:
         lines += [f"## {_escape(task)}", ""]
         for length in summary.lengths:
             lines += details(summary, task, length)
+    if front.methods:
+        rows = [
+            [f"`{_escape(name)}`", f"`{_escape(settings)}`" if settings else "nothing"]
+            for name, settings in front.methods
+        ]
+        lines += ["## Methods", "", *table(["method", "what it changes"], rows)]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -50,7 +77,11 @@ def overview(summary: Summary, length: int, budget: int | None) -> list[str]:
     for method in summary.methods:
         cells = [summary.cell(place, method) for place in columns]
         if any(cells):
-            rows.append([f"`{_escape(method)}`", *(_score(cell) if cell else "" for cell in cells)])
+            shown = [
+                _score(cell, summary.items(place.task, length)) if cell else ""
+                for place, cell in zip(columns, cells, strict=True)
+            ]
+            rows.append([f"`{_escape(method)}`", *shown])
     heading = "" if budget is None else f"Budget {budget:,} tokens:"
     return [heading, "", *table(["method", *(place.task for place in columns)], rows), ""] if rows else []
 
@@ -58,12 +89,12 @@ def overview(summary: Summary, length: int, budget: int | None) -> list[str]:
 def details(summary: Summary, task: str, length: int) -> list[str]:
     """One table: a row for each budget and method, with everything that was measured."""
     rows = []
+    items = summary.items(task, length)
     for budget in summary.budgets:
         for method, cell in summary.row(Place(task, length, budget)):
-            rows.append(["" if budget is None else f"{budget:,}", f"`{_escape(method)}`", *_measured(summary, cell)])
-    items = max(
-        (len(cell.results) for b in summary.budgets for _, cell in summary.row(Place(task, length, b))), default=0
-    )
+            count = "" if len(cell.results) == items else f"{len(cell.results)}"
+            granted = "" if budget is None else f"{budget:,}"
+            rows.append([granted, f"`{_escape(method)}`", count, *_measured(summary, cell)])
     return [f"### {_escape(task)} at {length:,} tokens, {items} items", "", *table(_COLUMNS, rows), ""] if rows else []
 
 
@@ -85,30 +116,29 @@ def _measured(summary: Summary, cell: Cell) -> list[str]:
     ]
 
 
-def lexical_lines(summary: Summary) -> list[str]:
+def lexical_lines(summary: Summary, methods: Sequence[str]) -> list[str]:
     """Where BM25 is ahead of the default, on answers and on passages kept; or that it is nowhere. Nothing where it did
     not run."""
-    methods = [method for method in summary.methods if method.lower().startswith(LEXICAL) and method != summary.default]
-    if not methods:
+    cells = [
+        (place, method, cell)
+        for method in methods
+        for place in summary.places
+        if method != summary.default and (cell := summary.cell(place, method)) and cell.gain is not None
+    ]
+    if not cells:
         return []
-    wins = [line for method in methods for place in summary.places for line in _ahead(summary, place, method)]
+    wins = [line for place, method, cell in cells for line in _ahead(summary.default, place, method, cell)]
     if not wins:
         return [f"BM25 is nowhere ahead of `{summary.default}`.", ""]
     return [f"BM25 is ahead of `{summary.default}` here:", "", *(f"* {line}" for line in wins), ""]
 
 
-def _ahead(summary: Summary, place: Place, method: str) -> Iterator[str]:
-    ours, theirs = summary.cell(place, summary.default), summary.cell(place, method)
-    if ours is None or theirs is None:
-        return
-    if theirs.score.mean > ours.score.mean and (gain := theirs.gain) is not None:
-        scores = f"`{method}` scores {theirs.score.mean:.0%}, `{summary.default}` {ours.score.mean:.0%}"
-        yield f"{place}: {scores} ({_points(gain)})"
-    if theirs.recall and ours.recall and theirs.recall.mean > ours.recall.mean:
-        yield (
-            f"{place}: `{method}` keeps {theirs.recall.mean:.0%} of the gold passages, `{summary.default}` "
-            f"{ours.recall.mean:.0%}"
-        )
+def _ahead(default: str, place: Place, method: str, cell: Cell) -> Iterator[str]:
+    """Over the items that both have, however little it is ahead by."""
+    if (gain := cell.gain) is not None and gain.mean > 0:
+        yield f"{place}: `{method}` scores {_points(gain)} points more than `{default}`"
+    if (gain := cell.recall_gain) is not None and gain.mean > 0:
+        yield f"{place}: `{method}` keeps {_points(gain)} points more of the gold passages than `{default}`"
 
 
 def _refusals(summary: Summary) -> list[str]:
@@ -130,10 +160,12 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     return lines + ["| " + " | ".join(row[index] for index in used) + " |" for row in rows]
 
 
-def _score(cell: Cell) -> str:
+def _score(cell: Cell, items: int | None = None) -> str:
+    """``items``: how many other methods have."""
     if cell.is_refused:
         return "refused"
-    return _percent(cell.score) + (f" ({len(cell.errors)} failed)" if cell.errors else "")
+    fewer = f" ({len(cell.results)})" if items is not None and len(cell.results) < items else ""
+    return _percent(cell.score) + fewer + (f" ({len(cell.errors)} failed)" if cell.errors else "")
 
 
 def _percent(share: Estimate) -> str:

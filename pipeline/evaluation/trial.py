@@ -10,7 +10,7 @@ Shapes: N tokens of the dense answer, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import mean
 
 import numpy as np
@@ -19,6 +19,7 @@ from torch import Tensor
 from configs.evaluation import Evaluation, Method
 from pipeline.evaluation.contender import Contender, Found
 from pipeline.evaluation.finding import Finder, Refused
+from pipeline.evaluation.machine import describe_machine
 from pipeline.evaluation.metrics import gold_recall, string_match
 from pipeline.evaluation.results import Result
 from pipeline.evaluation.tasks.base import Item
@@ -55,6 +56,7 @@ class Bench:
         """``profile``: retrieval heads, where any method needs them."""
         self._evaluation = evaluation
         self._shares = evaluation.share_reading
+        self._machine = describe_machine(evaluation.base.model)
         self._reading = reading
         self._finder = Finder(reading, loaded, profile, Context.of_anchor(loaded))
         self._contenders = {
@@ -69,7 +71,7 @@ class Bench:
         results: dict[tuple[str, int | None], Result] = {}
         for result in self._results(trial, chosen):
             results[result.method, result.budget] = result
-        return Tried(tuple(results[name] for name in trial.contenders))
+        return Tried(tuple(replace(results[name], machine=self._machine) for name in trial.contenders))
 
     def free(self, names: Sequence[str]) -> None:
         """Nothing outlives a trial."""
@@ -105,7 +107,7 @@ class Bench:
                 score=string_match(generated.text, item.answers, item.match),
                 recall=_recall(self._gold(item), each),
                 relevance_kept=each.relevance_kept,
-                kept_tokens=mean(sum(stop - start for start, stop in runs) for runs in each.kept),
+                kept_tokens=_tokens(each),
                 kept_bytes=each.kept_bytes,
                 seconds_read=each.seconds_read,
                 seconds_answer=None if len(found) > 1 else generated.seconds,
@@ -159,3 +161,8 @@ def _recall(gold: Sequence[Interval], found: Found) -> float | None:
     """Gold recall, on average over layers and heads where they keep different tokens."""
     recalls = [recall for runs in found.kept if (recall := gold_recall(gold, runs)) is not None]
     return mean(recalls) if recalls else None
+
+
+def _tokens(found: Found) -> float | None:
+    """Tokens kept of the document, on average over layers and heads."""
+    return mean(sum(stop - start for start, stop in runs) for runs in found.kept) if found.kept else None

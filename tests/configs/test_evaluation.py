@@ -103,7 +103,9 @@ MISTAKES = [
     ("methods[0].baseline=bm52", "methods[0].baseline: 'bm52'; allowed: dense, truncate, bm25, map_reduce, null; did"),
     ("methods[0].keep={scorr: 1}", "methods[0].keep.scorr: unknown key; did you mean scorer?"),
     ("base.model={}", "base.model.source: missing; allowed: string, not empty"),
+    ("store={keep: true}", "store: unknown key"),
     # combinations
+    ("methods[0]={name: x, min_length: 9, max_length: 8}", "methods[0] (x): min_length: 9 is above max_length: 8; al"),
     ("methods[1]={name: default}", "methods[1].name: 'default' is there already; allowed: each once"),
     ("tasks[1]={kind: single_needle}", "tasks[1].name: 'single_needle' is there already; allowed: each once"),
     ("lengths=[1024, 1024]", "lengths[1]: 1024 is there already"),

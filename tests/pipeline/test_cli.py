@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -169,6 +170,10 @@ def test_doctor_finds_this_machine(capsys: pytest.CaptureFixture[str]) -> None:
         (["report", "EMPTY"], "_job/job.json"),
         (["retry-failed", "EMPTY"], "_job/job.json"),
         (["calibrate", "--model", "x", "--dtype", "int4"], "'int4'"),
+        (["calibrate", "--model", "x", "--out", "EMPTY"], "--out: "),
+        (["calibrate", "--model", "x", "--out", "/proc/nowhere/x"], "--out: /proc/nowhere/x: cannot be written"),
+        (["evaluate", "nowhere.yaml"], "nowhere.yaml: cannot be read"),
+        (["evaluate", "JOB"], "corpus: unknown key"),
         (["submit", "JOB"], "--address"),
     ],
 )
@@ -367,3 +372,86 @@ class TestFromText:
         assert foveate("calibrate", "--model", tiny_model, *(places.get(word, word) for word in arguments)) == 2
         out, err = capsys.readouterr()
         assert places.get(words, words) in err and "Traceback" not in err and not out
+
+
+class TestEvaluate:
+    """``foveate evaluate``: its pages, its stop, and the exit code of every ending."""
+
+    @pytest.fixture
+    def file(self, tmp_path: Path, tiny_model: Path) -> Path:
+        """Four items and one method that reads nothing much."""
+        path = tmp_path / "evaluation.yaml"
+        path.write_text(
+            f"base: {{model: {{source: {tiny_model}, device: cpu}}, read: {{chunk_tokens: 256}}}}\n"
+            "tasks: [{kind: single_needle}]\nlengths: [600]\nitems: 4\nbudgets: [64]\n"
+            f"methods: [{{name: truncate, baseline: truncate}}]\noutput: {{path: {tmp_path / 'out'}}}\n"
+        )
+        return path
+
+    def test_it_writes_pages_and_says_where(self, file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        assert foveate("evaluate", file, "--set", "items=1", "--title", "Mine") == 0
+        page = file.parent / "out" / "results.md"
+        out = capsys.readouterr().out
+        assert f"{page}\n" in out and "accuracy-by-length.svg" in out
+        assert page.read_text().startswith(f"# Mine\n\nMade by `foveate evaluate {file} --set items=1`")
+
+    def test_pages_can_be_made_of_what_there_is(self, file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        assert foveate("evaluate", file, "--pages-only") == 0
+        out, err = capsys.readouterr()
+        assert not out and "4 of 4 items are not finished" in err
+        assert foveate("evaluate", file, "--set", "items=2") == 0
+        capsys.readouterr()
+        assert foveate("evaluate", file, "--pages-only") == 0
+        out, err = capsys.readouterr()
+        assert "results.md" in out and "2 of 4 items are not finished" in err
+
+    def test_ctrl_c_stops_between_items_keeps_them_and_goes_on(
+        self, file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        from pipeline.evaluation.checkpoint import Checkpoint
+
+        add = Checkpoint.add
+
+        def pressed(checkpoint: Checkpoint, *item: Any) -> None:
+            add(checkpoint, *item)
+            os.kill(os.getpid(), signal.SIGINT)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(Checkpoint, "add", pressed)
+            assert foveate("evaluate", file) == 130
+        out, err = capsys.readouterr()
+        assert "stopped: 3 of 4 items are not finished; the same command goes on with them" in err
+        assert "results.md" in out and len(list((file.parent / "out" / "trials").iterdir())) == 1
+        assert foveate("evaluate", file) == 0
+        assert len(list((file.parent / "out" / "trials").iterdir())) == 4
+
+    def test_items_that_fail_end_with_1_and_the_first_reason(
+        self, file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        from pipeline.evaluation.trial import Bench as Trying
+
+        def failing(*_: object) -> None:
+            raise MemoryError("no room")
+
+        monkeypatch.setattr(Trying, "work", failing)
+        assert foveate("evaluate", file) == 1
+        err = capsys.readouterr().err
+        assert "4 of 4 items are not finished" in err and "single_needle-600-000: OutOfMemoryError: no room" in err
+
+    @pytest.mark.parametrize(
+        ("setting", "words"),
+        [
+            ("budgts=3", "did you mean budgets?"),
+            ("output.path=s3://bucket/there", "output.path: s3://bucket/there: an evaluation writes to a local"),
+            ("output.path=/proc/nowhere", "output.path: /proc/nowhere: cannot be written to"),
+            ("lengths=[100]", "single_needle: lengths: 100; prompt and answer alone"),
+            ("tasks=[{kind: parquet, path: nowhere.parquet}]", "nowhere.parquet: cannot be read as Parquet"),
+            ("base.model.source=/nowhere", "/nowhere"),
+        ],
+    )
+    def test_what_the_user_must_mend_ends_with_2_before_anything_is_tried(
+        self, setting: str, words: str, file: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert foveate("evaluate", file, "--set", setting) == 2
+        out, err = capsys.readouterr()
+        assert words in err and "Traceback" not in err and not out

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import pyarrow.parquet as pq
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
@@ -13,7 +10,9 @@ from cache_store.store import TieredStore
 from configs.load import load_job
 from configs.schema import Job
 from pipeline.document import Asked, Document
-from pipeline.evaluation.needles import build_needles, haystack
+from pipeline.evaluation.tasks.reference import reference_text
+from pipeline.evaluation.tasks.single_needle import SingleNeedle
+from pipeline.evaluation.tasks.sizer import Sizer
 from pipeline.prepared import cut
 from pipeline.reading import DocumentReader
 from workers.attention.base import resolve
@@ -61,7 +60,7 @@ def test_keeping_everything_with_carried_context_is_dense_attention(reading: Rea
     """Logits over pairs that were read in chunks, un-rotated, stored and moved back equal one dense pass."""
     engine = engine_of(load_needles("read.context=carried", "answer.over=kept"), reading, model)
     backend = resolve("cpu", model.device)
-    document = tuple(reading.frame.tokenizer.encode(haystack())[:1000])
+    document = tuple(reading.frame.tokenizer.encode(reference_text("held_out", whole=False))[:1000])
     probe = reading.frame.probe("q", "What is an assert statement?")
     read = Encode("doc", cut(document, 256), (probe,), budget_tokens=len(document))
     query = Query("doc", probe, (Run(0, document),), 1, (read,), kept=(((0, len(document)),),))
@@ -82,24 +81,23 @@ def test_keeping_everything_with_carried_context_is_dense_attention(reading: Rea
 
 
 def test_needles_in_six_thousand_tokens_are_found_quoted_and_answered(
-    job: Job, reading: Reading, engine: Engine, tmp_path: Path
+    job: Job, reading: Reading, engine: Engine
 ) -> None:
-    build_needles(tmp_path / "n.parquet", reading.frame.tokenizer, tokens=6144, items=2, seed=7)
     method = load_method(job, reading, find_or_calibrate(job, reading))
     reader = DocumentReader(job, reading, method.scorer, method.budget)
-    for number, row in enumerate(pq.read_table(tmp_path / "n.parquet").to_pylist()):
-        asked = Asked("row", row["question"], row["answer_prefix"], row["max_new_tokens"], row["answer"])
-        prepared = reader.prepare(Document(row["id"], row["context"], "n.parquet", number, (asked,), None))
+    for item in SingleNeedle(label="needle").items(Sizer(reading.frame), {6144: 2}, 7):
+        asked = Asked("row", item.question, item.answer_prefix, item.max_new_tokens)
+        prepared = reader.prepare(Document(item.id, item.context, "needles", 0, (asked,)))
         selections = reader.advance(prepared, [engine.encode(task) for task in prepared.encodes])
         assert isinstance(selections, list)
         [selection] = selections
         [generated] = engine.answer(Ask((selection.query,))).answers
         answer = reader.answer(prepared, 0, selection, generated, 0.0)
-        assert row["answer"] in answer.answer
+        assert item.answers[0] in answer.answer
         best = max(answer.spans, key=lambda span: span.share)
-        assert f"is: {row['answer']}." in best.text
+        assert f"is: {item.answers[0]}." in best.text
         assert answer.kept_tokens <= 512 < answer.document_tokens
-        assert generated.num_tokens <= row["max_new_tokens"]
+        assert generated.num_tokens <= item.max_new_tokens
 
 
 def test_answers_stop_at_the_models_own_stop_token(reading: Reading, engine: Engine) -> None:

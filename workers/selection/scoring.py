@@ -65,7 +65,7 @@ class Scoring:
                 queries_RHD=sight.q_THD[window],
                 keys_CGD=keys_CGD,
                 values_CGD=values_CGD,
-                places_C=torch.tensor(chunk.places, device=device),
+                places_C=torch.arange(chunk.places.start, chunk.places.stop, device=device),
                 row_places_R=torch.tensor(self.row_places[window], device=device),
                 scale=sight.scale,
                 block_tokens=chunk.block_tokens,

@@ -59,20 +59,26 @@ class Said:
     error: str | None = None
 
 
+def cases_text(cases: Sequence[Case]) -> str:
+    """What the other side is asked, as JSON."""
+    return json.dumps(
+        [
+            {
+                "id": case.item.id,
+                "context_ids": case.context,
+                "question_ids": case.question,
+                "keep": case.keep,
+                "max_new_tokens": case.item.max_new_tokens,
+            }
+            for case in cases
+        ]
+    )
+
+
 def write_cases(directory: Path, cases: Sequence[Case]) -> None:
     """Write what the other side is asked."""
     directory.mkdir(parents=True, exist_ok=True)
-    rows = [
-        {
-            "id": case.item.id,
-            "context_ids": case.context,
-            "question_ids": case.question,
-            "keep": case.keep,
-            "max_new_tokens": case.item.max_new_tokens,
-        }
-        for case in cases
-    ]
-    (directory / ITEMS).write_text(json.dumps(rows))
+    (directory / ITEMS).write_text(cases_text(cases))
 
 
 def read_versions(directory: Path) -> dict[str, str]:

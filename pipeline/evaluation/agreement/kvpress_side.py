@@ -91,7 +91,7 @@ class Watch:
     def _compressed(
         self, module: Any, hidden: Tensor, keys: Tensor, values: Tensor, attentions: Any, kwargs: Any
     ) -> Any:
-        """What ``compress`` leaves; asked again, with the same scores and positions in place of values, it tells which."""
+        """What ``compress`` leaves. Asked again, with the same scores and positions for values, it tells which."""
         assert self._compress is not None
         found = self._compress(module, hidden, keys, values, attentions, kwargs)
         masked = getattr(module, "masked_key_indices", None)
@@ -199,13 +199,10 @@ def main(directory: Path, exchange: Path) -> None:
         if path.is_file():
             continue
         found: dict[str, NDArray[Any]] = {}
-        for name in item["methods"]:
-            import time
-
-            print(name, time.time(), flush=True)
+        for name in PRESSES:
             found |= side.try_press(item, name)
         unfinished = path.with_suffix(".unfinished.npz")
-        np.savez_compressed(unfinished, **found)
+        np.savez_compressed(unfinished, **found)  # type: ignore[arg-type]  # no array is called allow_pickle
         unfinished.replace(path)
 
 

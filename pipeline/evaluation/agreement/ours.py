@@ -35,17 +35,15 @@ _ROOM = 2**40
 
 @dataclass(frozen=True)
 class OurSide:
-    """A model in float32. ``pins``: the words before the document are an anchor that everybody reads, as in the
-    product, and count against the budget; otherwise they are the chunk's first tokens, to be scored and dropped like
-    any other, as in kvpress."""
+    """A model in float32."""
 
     loaded: LoadedModel
-    pins: bool
 
-    def said(self, case: Case, methods: Sequence[Compared]) -> Iterator[tuple[str, Said]]:
-        """What each method makes of a case; positions are the context's."""
+    def said(self, case: Case, methods: Sequence[Compared], pinned: int) -> Iterator[tuple[str, Said]]:
+        """What each method makes of a case whose first ``pinned`` tokens everybody reads, as an anchor, and which count
+        against the budget; the others are one chunk. Positions are the context's."""
         frame = self.loaded.frame
-        loaded = self.loaded if self.pins else replace(self.loaded, frame=replace(frame, anchor=()))
+        loaded = replace(self.loaded, frame=replace(frame, anchor=case.context[:pinned]))
         anchor = Context.of_anchor(loaded)
         parts = {compared.name: self._parts(compared) for compared in methods}
         rule = next(iter(parts.values())).rule
@@ -54,17 +52,19 @@ class OurSide:
             method = parts[compared.name]
             encoder = shared.encoder_for(method.scorer, rule)
             engine = Engine(loaded, method, TieredStore([MemoryTier(_ROOM)]), encoder=encoder, anchor=anchor)
-            yield compared.name, self._keep(engine, method, case, everything=compared.keeps_all)
+            tokens = len(case.context) if compared.keeps_all else case.keep
+            yield compared.name, self._keep(engine, method, case, (pinned, tokens))
 
     def _parts(self, compared: Compared) -> Method:
+        assert compared.budget is not None
         keep = Keep(block_tokens=1, widen_tokens=0, question="unknown", scorer=compared.scorer, budget=compared.budget)
         source = self.loaded.source
         return method_of(Stages(Read(), keep, AnswerOver(over="kept")), self.loaded.weights.shape, source.weights, None)
 
-    def _keep(self, engine: Engine, method: Method, case: Case, *, everything: bool) -> Said:
-        pinned = len(case.anchor) if self.pins else 0
+    def _keep(self, engine: Engine, method: Method, case: Case, sizes: tuple[int, int]) -> Said:
+        """``sizes``: tokens that are pinned, and those that may be kept with them."""
+        pinned, tokens = sizes[0], sizes[1] - sizes[0]
         ids = case.context[pinned:]
-        tokens = len(ids) if everything else case.keep - pinned
         probe = Probe(case.item.id, case.question, (0, len(case.question)))
         task = Encode(case.item.id, (Chunk(0, 0, ids),), (probe,), tokens)
         [[said]] = engine.encode(task).relevance

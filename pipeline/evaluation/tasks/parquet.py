@@ -90,9 +90,11 @@ def read_items(path: str | Path, label: str, sizer: Sizer, lengths: tuple[int, .
 
 def _item(row: Mapping[str, Any], name: str, label: str, sizer: Sizer, lengths: tuple[int, ...]) -> Item | None:
     references = row.get("answers") or row.get("answer")
-    answers = (references,) if isinstance(references, str) else tuple(references or ())
+    answers = tuple(references) if isinstance(references, list) else (references,) if references else ()
     if not answers or not row["context"] or not row["question"]:
         raise ValueError(f"{name}: context, question or answers is empty; allowed: text in each")
+    if odd := [text for text in (row["context"], row["question"], *answers) if not isinstance(text, str)]:
+        raise ValueError(f"{name}: {odd[0]!r} is no text; allowed: text in context, question and answers")
     wording = Wording(row["question"], row.get("answer_prefix") or "", row.get("max_new_tokens") or MAX_NEW_TOKENS)
     length = row.get("length") or _length(row["context"], wording, sizer, lengths)
     if length is None:

@@ -14,9 +14,10 @@ from configs.evaluation import Evaluation
 from configs.load import load_evaluation
 from pipeline import driver
 from pipeline.directory import existing_directory
+from pipeline.evaluation import runner
 from pipeline.evaluation.pages import write_pages
-from pipeline.evaluation.results import Result, read_results
-from pipeline.evaluation.runner import evaluate, load_bench
+from pipeline.evaluation.results import Result
+from pipeline.evaluation.runner import load_bench
 from pipeline.evaluation.tasks.parquet import write_items
 from pipeline.evaluation.tasks.sizer import Sizer
 from pipeline.evaluation.tasks.table import make_items
@@ -68,6 +69,13 @@ def load(settings: dict[str, Any], **changes: Any) -> Evaluation:
     return load_evaluation(path)
 
 
+def evaluate(evaluation: Evaluation) -> list[Result]:
+    """All rows of an evaluation that runs to its end."""
+    done = runner.evaluate(evaluation)
+    assert not done.left and not done.failures
+    return list(done.rows)
+
+
 def untimed(rows: list[Result]) -> list[Result]:
     return [replace(row, seconds_read=None, seconds_answer=None, settings="") for row in rows]
 
@@ -99,31 +107,6 @@ def test_what_is_measured_is_the_product(settings: dict[str, Any], tmp_path: Pat
         assert row["relevance_kept"] == pytest.approx(measured[row["id"]].relevance_kept)
 
 
-def test_it_goes_on_where_it_stopped_and_tries_only_what_changed(settings: dict[str, Any], tmp_path: Path) -> None:
-    few = [METHODS[0], METHODS[9]]
-    first = evaluate(load(settings, methods=few))
-    trials = tmp_path / "out" / "trials"
-    stamps = {path: path.stat().st_mtime_ns for path in trials.iterdir()}
-    assert evaluate(load(settings, methods=few)) == first
-    assert {path: path.stat().st_mtime_ns for path in trials.iterdir()} == stamps, "nothing was tried again"
-    changed = [METHODS[0] | {"keep": {"widen_tokens": 0}}, METHODS[9]]
-    second = evaluate(load(settings, methods=changed))
-    same = [row for row in second if row.method == "truncate"]
-    assert same == [row for row in first if row.method == "truncate"]
-    renewed = [row.settings for row in second if row.method == "default"]
-    assert set(renewed).isdisjoint(row.settings for row in first)
-
-
-def test_the_table_of_results_alone_is_a_checkpoint(settings: dict[str, Any], tmp_path: Path) -> None:
-    few = [METHODS[0], METHODS[9]]
-    first = evaluate(load(settings, methods=few))
-    for path in (tmp_path / "out" / "trials").iterdir():
-        path.unlink()
-    assert evaluate(load(settings, methods=few)) == first
-    assert not list((tmp_path / "out" / "trials").iterdir())
-    assert read_results(tmp_path / "out" / "results.parquet") == first
-
-
 def test_a_method_that_cannot_run_is_a_row_with_its_reason(settings: dict[str, Any], monkeypatch: Any) -> None:
     monkeypatch.setenv("FOVEATE_CACHE", str(Path(settings["output"]["path"]).parent / "cache"))
     gate = {"name": "gate", "keep": {"scorer": {"kind": "gate"}, "question": "unknown"}}
@@ -136,17 +119,32 @@ def test_a_method_that_cannot_run_is_a_row_with_its_reason(settings: dict[str, A
     assert all(row.score == 0 for row in rows if row.error)
 
 
-def test_methods_may_be_tried_on_fewer_items_and_shorter_documents(settings: dict[str, Any]) -> None:
-    methods = [METHODS[9], METHODS[8] | {"max_items": 1}, METHODS[10] | {"max_length": 900}]
-    rows = evaluate(load(settings, methods=methods))
-    counts = {name: sum(row.method == name for row in rows) for name in ("truncate", "dense", "bm25")}
-    assert counts == {"truncate": 4, "dense": 2, "bm25": 0}
+def test_methods_may_be_tried_on_fewer_items_and_other_lengths(settings: dict[str, Any]) -> None:
+    bounds = {"dense": {"max_items": 1}, "short": {"max_length": 900}, "long": {"min_length": 1000}}
+    methods = [METHODS[9], *({"name": name, "baseline": "dense"} | bound for name, bound in bounds.items())]
+    rows = evaluate(load(settings, methods=methods, lengths=[600, 1000]))
+    counts = {(name, n): sum(r.method == name and r.length == n for r in rows) for name in bounds for n in (600, 1000)}
+    assert counts == {
+        ("dense", 600): 2, ("dense", 1000): 2, ("short", 600): 4, ("short", 1000): 0,
+        ("long", 600): 0, ("long", 1000): 4,
+    }  # fmt: skip
+
+
+def test_a_budget_beyond_the_window_is_refused_and_one_beyond_the_document_keeps_it(settings: dict[str, Any]) -> None:
+    """The window is asked about no budget where a method has none."""
+    base = settings["base"] | {"keep": {"block_tokens": 16, "budget": {"kind": "uniform", "tokens": 9000}}}
+    methods = [METHODS[0], METHODS[8], METHODS[9], METHODS[10]]
+    rows = evaluate(load(settings, base=base, methods=methods, items=1, budgets=[1200, 3000]))
+    reasons = {(row.method, row.budget): row.error for row in rows if row.task == "single_needle"}
+    assert [key for key, reason in reasons.items() if reason] == [(m, 3000) for m in ("default", "truncate", "bm25")]
+    assert all("window is 2048" in reason for reason in reasons.values() if reason)
+    assert {row.recall for row in rows if not row.error} == {1.0}
 
 
 def test_baselines_read_what_they_say(settings: dict[str, Any]) -> None:
     methods = [*METHODS[:10], METHODS[10] | {"keep": {"block_tokens": 64}}, METHODS[11]]
     evaluation = load(settings, methods=methods, budgets=[320])
-    bench = load_bench(evaluation)
+    bench = load_bench(evaluation, None)
     items = make_items(evaluation.tasks, Sizer.of(evaluation.base), evaluation.counts, evaluation.seed)
     item = next(iter(items))
     names = (("dense", None), ("truncate", 320), ("bm25", 320), ("map-reduce", None))
@@ -155,7 +153,8 @@ def test_baselines_read_what_they_say(settings: dict[str, Any]) -> None:
     assert rows["truncate"].kept_tokens == 320
     assert 0 < (rows["bm25"].kept_tokens or 0) <= 320
     assert rows["bm25"].recall == 1.0, "the needle has the question's own words"
-    assert rows["map-reduce"].kept_tokens
+    assert rows["map-reduce"].kept_tokens is None is rows["map-reduce"].recall, "answers are no part of the document"
+    assert all(row.error is None and row.machine for row in rows.values())
 
 
 def test_dense_agrees_with_itself(settings: dict[str, Any]) -> None:
@@ -170,10 +169,17 @@ def test_dense_agrees_with_itself(settings: dict[str, Any]) -> None:
 def test_pages_are_written_for_people(settings: dict[str, Any]) -> None:
     evaluation = load(settings, methods=[METHODS[0], METHODS[9]])
     rows = evaluate(evaluation)
-    written = write_pages(evaluation, rows, "A title")
+    written = write_pages(evaluation, rows, "A title", "foveate evaluate some.yaml --set items=2")
     assert {path.name for path in written} >= {"results.parquet", "results.md", "accuracy-by-length.svg"}
     page = (Path(settings["output"]["path"]) / "results.md").read_text()
-    assert page.startswith("# A title") and "`truncate`" in page
+    assert page.startswith("# A title\n\nMade by `foveate evaluate some.yaml --set items=2`; do not edit.")
+    for fact in (evaluation.base.model.source, "window 2,048", "2 at 1,000 tokens", "4 items in all; seed 0", "torch "):
+        assert fact in page.split("## Scores")[0]
+    assert "| `truncate` | `baseline: truncate` |" in page and "`read: {chunk_tokens: 256}" in page
+
+
+def test_no_page_is_written_before_the_first_method_has_a_row(settings: dict[str, Any]) -> None:
+    assert write_pages(load(settings), (), "Results", "foveate evaluate") == []
 
 
 @pytest.mark.cluster

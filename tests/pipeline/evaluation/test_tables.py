@@ -13,7 +13,7 @@ import pytest
 from pipeline.evaluation.plots import write_plots
 from pipeline.evaluation.results import RESULT_SCHEMA, Result, read_results, write_results
 from pipeline.evaluation.summary import Place, Summary
-from pipeline.evaluation.tables import results_page
+from pipeline.evaluation.tables import Front, results_page
 
 
 def results(
@@ -99,17 +99,59 @@ def test_differences_are_over_the_items_that_both_have() -> None:
     assert cell is not None and cell.gain is not None and (cell.gain.mean, cell.gain.count) == (0.0, 1)
 
 
+LEXICAL = Front(lexical=("words",))
+
+
 def test_bm25_is_said_to_be_ahead_where_it_is_and_nowhere_else() -> None:
-    ahead = results_page([*ROWS, *results("bm25", 256, [1.0] * 4), *results("bm25", 512, WORSE)], "default")
-    assert (
-        "BM25 is ahead of `default` here:\n\n"
-        "* needle at 4,096 tokens, budget 256: `bm25` scores 100%, `default` 75% (+25 [0, +75])\n\n"
-    ) in ahead
-    kept = results_page([*results("default", 64, BETTER, recall=0.5), *results("bm25", 64, WORSE)], "default")
-    assert "budget 64: `bm25` keeps 100% of the gold passages, `default` 50%" in kept and "scores" not in kept
-    behind = results_page([*ROWS, *results("bm25", 256, WORSE, recall=0.5)], "default")
+    ahead = results_page([*ROWS, *results("words", 256, [1.0] * 4), *results("words", 512, WORSE)], "default", LEXICAL)
+    line = "* needle at 4,096 tokens, budget 256: `words` scores +25 [0, +75] points more than `default`\n\n"
+    assert f"BM25 is ahead of `default` here:\n\n{line}" in ahead
+    kept = results_page([*results("default", 64, BETTER, recall=0.5), *results("words", 64, WORSE)], "default", LEXICAL)
+    assert "`words` keeps **+50 [+50, +50]** points more of the gold passages" in kept and "scores +" not in kept
+    behind = results_page([*ROWS, *results("words", 256, WORSE, recall=0.5)], "default", LEXICAL)
     assert "BM25 is nowhere ahead of `default`." in behind
-    assert "BM25" not in results_page(ROWS, "default")
+    assert "BM25" not in results_page([*ROWS, *results("words", 256, [1.0] * 4)], "default"), "nobody said so"
+
+
+def test_bm25_is_compared_over_the_items_that_both_have() -> None:
+    """Its one item is one that the default answers too: it is not ahead for having been spared the hard ones."""
+    page = results_page([*results("default", 64, BETTER), *results("words", 64, [1.0])], "default", LEXICAL)
+    assert "BM25 is nowhere ahead of `default`." in page
+    other = [replace(row, item="another") for row in results("words", 64, [1.0])]
+    assert "BM25" not in results_page([*results("default", 64, BETTER), *other], "default", LEXICAL)
+
+
+def test_a_row_of_fewer_items_says_how_many() -> None:
+    page = results_page([*results("default", 64, BETTER), *results("dense", None, [1.0, 0.0])], "default")
+    assert table(page, "## Scores at 4,096 tokens")[1:] == [
+        ["`default`", "75% [30, 95]"], ["`dense`", "50% [9, 91] (2)"],
+    ]  # fmt: skip
+    header, first, second = table(page, "### needle at 4,096 tokens, 4 items")
+    assert header[2] == "items" and (first[2], second[2]) == ("", "2")
+
+
+def test_nothing_is_held_against_a_default_that_was_refused() -> None:
+    refused = [replace(row, error="no such heads") for row in results("default", 64, [0.0, 0.0])]
+    page = results_page([*refused, *results("words", 64, [1.0, 1.0])], "default", LEXICAL)
+    assert "ahead" not in page and "against" not in table(page, "### needle at 4,096 tokens, 2 items")[0]
+
+
+def test_a_failed_item_scores_0_in_the_difference_too() -> None:
+    failed = [*results("other", 64, [1.0]), replace(results("other", 64, [1.0, 0.0])[1], error="out of memory")]
+    [row] = table(
+        results_page([*results("default", 64, [1.0, 1.0]), *failed], "default"), "### needle at 4,096 tokens, 2 items"
+    )[2:]
+    assert row[2].endswith("(1 failed)") and row[3].startswith("-50 ")
+
+
+def test_a_page_says_how_it_was_made_and_which_lengths_are_beyond_the_window() -> None:
+    front = Front("A title", ("Made by `x`.", "On y."), (("default", ""), ("streaming", "keep: {}")), window=4096)
+    page = results_page(ROWS, "default", front)
+    assert page.startswith("# A title\n\nMade by `x`.\n\nOn y.\n\nScores are")
+    assert "## Scores at 4,096 tokens\n" in page and "## Scores at 8,192 tokens, beyond the window\n" in page
+    assert table(page, "## Methods") == [
+        ["method", "what it changes"], ["`default`", "nothing"], ["`streaming`", "`keep: {}`"],
+    ]  # fmt: skip
 
 
 def test_a_refused_method_has_its_row_and_its_reason_and_a_failed_item_scores_0() -> None:

@@ -308,6 +308,8 @@ def test_a_benchmark_without_lengths_falls_into_the_smallest_that_holds_it(sizer
         ({"context": "x", "question": "q"}, "no column answer or answers"),
         ({"context": "x", "question": "q", "answers": []}, "b.parquet:0: context, question or answers is empty"),
         ({"context": "x", "question": "q", "answer": "a", "match": "some"}, "match: 'some'; allowed: all, any"),
+        ({"context": "x", "question": "q", "answer": 7}, "b.parquet:0: 7 is no text"),
+        ({"context": 7, "question": "q", "answer": ["a"]}, "b.parquet:0: 7 is no text"),
         ({"context": "x", "question": "q", "answer": "a", "length": 7}, "no row is of length 6000"),
     ],
 )

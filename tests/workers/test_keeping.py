@@ -1,0 +1,105 @@
+"""Laws of kept sets: what is read back is what was chosen, pair by pair, and nothing kept is nothing read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from cache_store.block import BlockKey, KVBlock
+from tests.workers.engines import Workbench, tokens
+from workers.keeping import KeptDocument, assemble, joined, kept_block, offered_by
+from workers.messages import Chunk, Interval, Query
+from workers.segments import Segment
+from workers.selection.budgets.base import Choice
+
+LAYERS, HEADS, DEPTH, CHUNK, FIRST = 3, 2, 8, 12, 5
+SHAPES = [(1, 1), (LAYERS, 1), (1, HEADS), (LAYERS, HEADS)]
+
+
+@pytest.fixture(scope="module")
+def bench(tiny_model: Path) -> Workbench:
+    return Workbench(tiny_model)
+
+
+def intervals(stop: int) -> st.SearchStrategy[tuple[Interval, ...]]:
+    """Sorted and disjoint; none at all too."""
+    return st.lists(st.tuples(st.integers(0, stop), st.integers(0, 6)), max_size=4).map(
+        lambda found: joined([(start, min(stop, start + length)) for start, length in found])
+    )
+
+
+def choices(stop: int, shape: tuple[int, int]) -> st.SearchStrategy[Choice]:
+    count = shape[0] * shape[1]
+    return st.tuples(*[intervals(stop)] * count).map(lambda kept: Choice(shape, kept))
+
+
+def block_of(bench: Workbench, places: range, choice: Choice, seed: int) -> tuple[Segment, KVBlock]:
+    generator = torch.Generator().manual_seed(seed)
+    keys, values = (
+        [torch.randn(len(places), HEADS, DEPTH, generator=generator) for _ in range(LAYERS)] for _ in range(2)
+    )
+    pairs = Segment(keys, values)
+    return pairs, kept_block(BlockKey(bytes(32)), bench.model, pairs, places, choice, torch.zeros(1, 1, 1))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(data=st.data())
+def test_an_entry_holds_the_chosen_pairs_and_says_which(
+    bench: Workbench, shape: tuple[int, int], data: st.DataObject
+) -> None:
+    choice, places = data.draw(choices(CHUNK, shape)), range(40, 40 + CHUNK)
+    pairs, block = block_of(bench, places, choice, 0)
+    offered = offered_by(block)
+    for layer in range(LAYERS):
+        still = bench.model.unrotate(pairs.keys[layer], torch.tensor(places), layer)
+        for head in range(HEADS):
+            own = [position for start, stop in choice.of(layer, head) for position in range(start, stop)]
+            assert block.positions(layer, head).tolist() == own
+            torch.testing.assert_close(block.keys(layer, head), still[own, head])
+            torch.testing.assert_close(block.values(layer, head), pairs.values[layer][own, head])
+            assert offered[layer * HEADS + head if len(offered) > 1 else 0] == choice.of(layer, head)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(data=st.data())
+def test_what_queries_read_is_what_they_kept_with_the_last_pair_before_the_question(
+    bench: Workbench, shape: tuple[int, int], data: st.DataObject
+) -> None:
+    """Every document has a short last chunk, and one may have left nothing at all."""
+    starts = range(0, 3 * CHUNK, CHUNK)
+    documents: list[tuple[Choice, KeptDocument]] = []
+    wholes: list[list[KVBlock]] = []
+    for seed in range(data.draw(st.integers(1, 3))):
+        choice = data.draw(choices(3 * CHUNK - 5, shape))
+        chunks = [Chunk(n, start, tokens(CHUNK if n < 2 else CHUNK - 5)) for n, start in enumerate(starts)]
+        wholes.append([])
+        parts = []
+        for chunk in chunks:
+            held = Choice((1, 1), (((0, len(chunk.token_ids)),),))
+            _, block = block_of(bench, range(len(chunk.token_ids)), held, 10 * seed + chunk.index)
+            wholes[-1].append(block)
+            parts.append((chunk, block))
+        if not any(choice.kept):
+            parts = []
+        query = Query("doc", bench.probes("?")[0], (), 1, shape=choice.shape, kept=choice.kept)
+        documents.append((choice, KeptDocument(query, tuple(parts))))
+    readable, lengths = assemble(bench.model, [document for _, document in documents], FIRST)
+    for n, (choice, _) in enumerate(documents):
+        assert lengths[n] == max(sum(b - a for a, b in kept) for kept in choice.kept)
+        for layer in range(LAYERS):
+            for head in range(HEADS):
+                own = [position for start, stop in choice.of(layer, head) for position in range(start, stop)]
+                still, values = (
+                    torch.cat([getattr(block, name)(layer, head) for block in wholes[n]])[own]
+                    for name in ("keys", "values")
+                )
+                places = FIRST + torch.arange(lengths[n] - len(own), lengths[n])
+                got_keys, got_values = readable.last(layer, head, n, 10**6)
+                torch.testing.assert_close(got_keys, bench.model.rotate(still[:, None], places, layer)[:, 0])
+                torch.testing.assert_close(got_values, values)
