@@ -9,7 +9,7 @@ Shapes: B blocks, L layers or 1, G key-value heads or 1.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import chain
 
@@ -21,43 +21,40 @@ from pipeline.prepared import Look, Prepared, Selection
 from workers.messages import Chunk, ChunkRelevance, Interval, Probe, Query, Run
 from workers.selection.budgets.base import BlockTable, Budget, Choice
 from workers.selection.budgets.uniform import UniformBudget
-from workers.selection.scorers.base import ChunkScores, Scorer
+from workers.selection.saying import Saying
 
 
 class Chooser:
     """Chooses with one job's scorer and budget."""
 
-    def __init__(
-        self,
-        job: Job,
-        scorer: Scorer,
-        budget: Budget,
-        separator: tuple[int, ...],
-        decode: Callable[[Sequence[int]], str],
-    ) -> None:
-        """``separator``: token ids between kept runs of text; ``decode``: tokens as text."""
-        self._decode = decode
-        self._scorer = scorer
+    def __init__(self, job: Job, saying: Saying, budget: Budget, separator: tuple[int, ...]) -> None:
+        """``saying``: of the job's scorer; ``separator``: token ids between kept runs of text."""
+        self._saying = saying
         self._budget = budget
         self._text_budget = UniformBudget(job.keep.widen_tokens, floor_of(job))
         self._block_tokens = job.keep.block_tokens
         self._keeps_pairs = job.keeps_pairs
         self._separator = separator
 
-    def table(self, chunks: Sequence[Chunk], probe: Probe, relevance: Sequence[ChunkRelevance]) -> BlockTable:
-        """The blocks of a document from one question's view. ``relevance``: one for each chunk, in order."""
-        extents = [(chunk.start, chunk.start + len(chunk.token_ids)) for chunk in chunks]
-        shares = self._settle(chunks, probe, relevance)
-        return BlockTable.of_chunks(
-            extents, shares, self._block_tokens, _offered(extents, relevance) if self._keeps_pairs else None
-        )
+    def tables(self, prepared: Prepared, relevance: Sequence[Sequence[ChunkRelevance]]) -> list[BlockTable]:
+        """The blocks of a document from each question's view. ``relevance[c][q]``: chunk c for question q."""
+        texts = [self._saying.texts(chunk) for chunk in prepared.chunks]
+        extents = [(chunk.start, chunk.start + len(chunk.token_ids)) for chunk in prepared.chunks]
+        tables = []
+        for index, probe in enumerate(prepared.probes):
+            own = [chunk[index] for chunk in relevance]
+            shares = self._settle(prepared.chunks, texts, probe, own)
+            offered = _offered(extents, own) if self._keeps_pairs else None
+            tables.append(BlockTable.of_chunks(extents, shares, self._block_tokens, offered))
+        return tables
 
     def table_again(self, look: Look, relevance: Sequence[ChunkRelevance]) -> BlockTable:
         """The blocks of a later round, with the shares of that round. A text put together from blocks is settled as a
         document of its own."""
         chunks = [chunk for encode in look.encodes for chunk in encode.chunks]
+        texts = [self._saying.texts(chunk) for chunk in chunks]
         [probe] = look.encodes[0].probes
-        share_LGB = np.concatenate(self._settle(chunks, probe, relevance), axis=2)
+        share_LGB = np.concatenate(self._settle(chunks, texts, probe, relevance), axis=2)
         assert share_LGB.shape[2] == len(look.table.starts_B)
         return replace(look.table, share_LGB=share_LGB)
 
@@ -79,26 +76,17 @@ class Chooser:
         return Selection(query, table, choice)
 
     def _settle(
-        self, chunks: Sequence[Chunk], probe: Probe, relevance: Sequence[ChunkRelevance]
+        self,
+        chunks: Sequence[Chunk],
+        texts: Sequence[tuple[str, ...]],
+        probe: Probe,
+        relevance: Sequence[ChunkRelevance],
     ) -> list[NDArray[np.float64]]:
-        question = self._decode(probe.token_ids[slice(*probe.scored)]) if self._scorer.reads_text else ""
-        return self._scorer.settle(
-            [
-                ChunkScores(
-                    own.log_RHB,
-                    (chunk.start, chunk.start + len(chunk.token_ids)),
-                    self._block_tokens,
-                    self._texts(chunk) if self._scorer.reads_text else (),
-                    question,
-                )
-                for chunk, own in zip(chunks, relevance, strict=True)
-            ]
+        said = (
+            self._saying.of(own.log_RHB, chunk, texts_B, probe)
+            for own, chunk, texts_B in zip(relevance, chunks, texts, strict=True)
         )
-
-    def _texts(self, chunk: Chunk) -> tuple[str, ...]:
-        """The blocks of a chunk as text."""
-        ids, size = chunk.token_ids, self._block_tokens
-        return tuple(self._decode(ids[start : start + size]) for start in range(0, len(ids), size))
+        return self._saying.scorer.settle(list(said))
 
 
 def floor_of(job: Job) -> int:

@@ -19,6 +19,7 @@ from pipeline.rounds import second_round_of
 from workers.loading import Reading
 from workers.messages import ChunkRelevance, Encoded, Generated
 from workers.selection.budgets.base import Budget
+from workers.selection.saying import Saying
 from workers.selection.scorers.base import Scorer
 
 
@@ -28,7 +29,8 @@ class DocumentReader(Preparer):
     def __init__(self, job: Job, reading: Reading, scorer: Scorer, budget: Budget) -> None:
         """``scorer`` and ``budget``: the job's own. Raises as ``Preparer``."""
         super().__init__(job, reading, budget)
-        self._chooser = Chooser(job, scorer, budget, self._separator, reading.frame.tokenizer.decode)
+        saying = Saying(scorer, job.keep.block_tokens, reading.frame.tokenizer.decode)
+        self._chooser = Chooser(job, saying, budget, self._separator)
         self._second_round = second_round_of(job, budget, self._room, self._separator)
 
     def advance(self, prepared: Prepared, encoded: Sequence[Encoded]) -> Prepared | list[Selection]:
@@ -37,10 +39,7 @@ class DocumentReader(Preparer):
         if prepared.looks:
             return list(self._select_again(prepared, encoded))
         relevance = [chunk for message in encoded for chunk in message.relevance]
-        tables = [
-            self._chooser.table(prepared.chunks, probe, [chunk[index] for chunk in relevance])
-            for index, probe in enumerate(prepared.probes)
-        ]
+        tables = self._chooser.tables(prepared, relevance)
         if self._second_round is None:
             return [self._chooser.select(prepared, index, table) for index, table in enumerate(tables)]
         looks = tuple(self._second_round.look(prepared, index, table) for index, table in enumerate(tables))

@@ -25,6 +25,7 @@ from workers.loaded import LoadedModel
 from workers.messages import Answered, Ask, Chunk, ChunkRelevance, Encode, Encoded, Generated, Interval, Probe, Query
 from workers.method import Method
 from workers.segments import Readable
+from workers.selection.saying import Saying
 from workers.selection.scorers.base import ChunkScores
 
 
@@ -46,6 +47,7 @@ class Engine:
         self._model = loaded.weights
         self.tokenizer = loaded.frame.tokenizer
         self._method = method
+        self._saying = Saying(method.scorer, method.rule.block_tokens, self.tokenizer.decode)
         self._encoder: Reads = encoder or Encoder(loaded, [method.scorer], method.rule)
         self._anchor = anchor or Context.of_anchor(loaded)
         self._stop_ids = self._model.stop_ids | self.tokenizer.stop_ids
@@ -161,18 +163,11 @@ class Engine:
         return rows
 
     def _said(self, chunk: Chunk, reading: ChunkReading, probes: Sequence[Probe]) -> list[ChunkScores]:
-        """What the scorer settles of a chunk for each probe (once, where it looks at none), with the texts that it may
-        want."""
-        [scores], size = reading.scores, self._method.rule.block_tokens
-        extent = (chunk.start, chunk.start + len(chunk.token_ids))
-        said = [ChunkScores(scores_RHB.numpy(), extent, size) for scores_RHB in scores]
-        if not self._method.scorer.reads_text:
-            return said
-        decode = self.tokenizer.decode
-        texts = tuple(decode(chunk.token_ids[i : i + size]) for i in range(0, len(chunk.token_ids), size))
+        """What the scorer settles of a chunk for each probe; once, where it looks at none."""
+        [scores], texts_B = reading.scores, self._saying.texts(chunk)
         return [
-            replace(own, texts_B=texts, question=decode(probe.token_ids[slice(*probe.scored)]))
-            for own, probe in zip(said, probes, strict=True)
+            self._saying.of(scores_RHB.numpy(), chunk, texts_B, probe)
+            for scores_RHB, probe in zip(scores, probes, strict=self._method.asks)
         ]
 
     def _leave(
