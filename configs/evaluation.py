@@ -101,7 +101,9 @@ class Evaluation(Closed):
         """The budgets that a method runs at; one None for a method that knows no budget."""
         return self.budgets if method.takes_budget else (None,)
 
-    def job(self, method: Method, budget: int | None, corpus: str = "items.parquet") -> Job:
+    def job(
+        self, method: Method, budget: int | None, corpus: str = "items.parquet", *, instruction: str | None = None
+    ) -> Job:
         """The job that runs ``method`` at ``budget`` tokens over a file of items as ``write_items`` makes it, on one
         worker of this process: who tries an evaluation's items is no part of what they are asked."""
         keep = _merged(self.base.keep, method.keep)
@@ -110,13 +112,18 @@ class Evaluation(Closed):
         columns = ("question", "answer_prefix", "max_new_tokens", "answer")
         return Job(
             corpus=Corpus(path=corpus, text="context", **{name: name for name in columns}),
-            prompt=self.base.prompt,
+            prompt=self.prompt(instruction),
             model=self.base.model,
             read=_merged(self.base.read, method.read),
             keep=keep,
             answer=_merged(self.base.answer, method.answer),
             output=self.output,
         )
+
+    def prompt(self, instruction: str | None) -> Prompt:
+        """The prompt with a task's own instruction; None: the base's."""
+        own = {} if instruction is None else {"instruction": instruction}
+        return self.base.prompt.model_copy(update=own)
 
     @model_validator(mode="after")
     def _possible(self) -> Evaluation:

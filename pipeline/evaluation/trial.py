@@ -9,7 +9,7 @@ Shapes: N tokens of the dense answer, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import mean
 
@@ -27,6 +27,7 @@ from workers.context import Context
 from workers.loaded import LoadedModel
 from workers.loading import Reading
 from workers.messages import Ask, Interval
+from workers.prompt import Frame
 from workers.selection.profile import Profile
 
 _BATCH = 8
@@ -49,6 +50,16 @@ class Tried:
     results: tuple[Result, ...]
 
 
+@dataclass(frozen=True)
+class Desk:
+    """Everything that depends on the words before a document: who finds, and the methods as jobs."""
+
+    reading: Reading
+    finder: Finder
+    contenders: Mapping[tuple[str, int | None], Contender]
+    dense: Contender
+
+
 class Bench:
     """A loaded model on which items are tried. Threads may share it."""
 
@@ -58,29 +69,47 @@ class Bench:
         self._shares = evaluation.share_reading
         self._machine = describe_machine(evaluation.base.model)
         self._reading = reading
-        self._finder = Finder(reading, loaded, profile, Context.of_anchor(loaded))
-        self._contenders = {
-            (method.name, budget): Contender(method, budget, evaluation.job(method, budget))
-            for method in evaluation.methods
-            for budget in evaluation.budgets_of(method)
-        }
+        self._loaded = loaded
+        self._profile = profile
+        self._desks: dict[str | None, Desk] = {}
 
     def work(self, trial: Trial) -> Tried:
         """Try an item with every contender that it names."""
-        chosen = [self._contenders[name] for name in trial.contenders]
         results: dict[tuple[str, int | None], Result] = {}
-        for result in self._results(trial, chosen):
+        for result in self._results(trial, self._desk(trial.item.instruction)):
             results[result.method, result.budget] = result
         return Tried(tuple(replace(results[name], machine=self._machine) for name in trial.contenders))
+
+    def _desk(self, instruction: str | None) -> Desk:
+        """For one instruction; made when it is first asked for (twice, should two threads ask at once)."""
+        if instruction not in self._desks:
+            evaluation = self._evaluation
+            prompt = evaluation.prompt(instruction)
+            frame = Frame.render(self._loaded.frame.tokenizer, prompt.system, prompt.instruction)
+            reading, loaded = replace(self._reading, frame=frame), replace(self._loaded, frame=frame)
+            dense = Method(name="dense", baseline="dense")
+            self._desks[instruction] = Desk(
+                reading,
+                Finder(reading, loaded, self._profile, Context.of_anchor(loaded)),
+                {
+                    (method.name, budget): Contender(
+                        method, budget, evaluation.job(method, budget, instruction=instruction)
+                    )
+                    for method in evaluation.methods
+                    for budget in evaluation.budgets_of(method)
+                },
+                Contender(dense, None, evaluation.job(dense, None, instruction=instruction)),
+            )
+        return self._desks[instruction]
 
     def free(self, names: Sequence[str]) -> None:
         """Nothing outlives a trial."""
 
-    def _results(self, trial: Trial, contenders: Sequence[Contender]) -> Iterator[Result]:
-        item = trial.item
-        standard = self._standard(item) if trial.compares else None
+    def _results(self, trial: Trial, desk: Desk) -> Iterator[Result]:
+        item, contenders = trial.item, [desk.contenders[name] for name in trial.contenders]
+        standard = _standard_of(item, desk) if trial.compares else None
         texts: dict[str, list[Found]] = {}
-        for found in self._finder.find(item, contenders, shares=self._shares):
+        for found in desk.finder.find(item, contenders, shares=self._shares):
             if isinstance(found, Refused):
                 who = found.contender
                 yield Result.refused(item, who.method.name, who.budget, found.reason)
@@ -126,20 +155,6 @@ class Bench:
             for first, last in item.gold
         ]
 
-    def _standard(self, item: Item) -> _Standard | None:
-        """What the dense model makes of an item; None where it does not fit into the window."""
-        dense = Method(name="dense", baseline="dense")
-        [found] = self._finder.find(item, [Contender(dense, None, self._evaluation.job(dense, None))], shares=False)
-        if isinstance(found, Refused):
-            return None
-        query = found.query
-        total = len(self._reading.frame.anchor) + len(query.reread) + query.max_new_tokens
-        if total > self._reading.shape.window:
-            return None
-        [generated] = found.engine.answer(Ask((query,))).answers
-        ids = self._reading.frame.tokenizer.encode(generated.text)
-        return _Standard(tuple(ids), found.engine.predict(query, ids).log_softmax(dim=-1)) if ids else None
-
 
 @dataclass(frozen=True)
 class _Standard:
@@ -166,3 +181,16 @@ def _recall(gold: Sequence[Interval], found: Found) -> float | None:
 def _tokens(found: Found) -> float | None:
     """Tokens kept of the document, on average over layers and heads."""
     return mean(sum(stop - start for start, stop in runs) for runs in found.kept) if found.kept else None
+
+
+def _standard_of(item: Item, desk: Desk) -> _Standard | None:
+    """What the dense model makes of an item; None where it does not fit into the window."""
+    [found] = desk.finder.find(item, [desk.dense], shares=False)
+    if isinstance(found, Refused):
+        return None
+    query, frame = found.query, desk.reading.frame
+    if len(frame.anchor) + len(query.reread) + query.max_new_tokens > desk.reading.shape.window:
+        return None
+    [generated] = found.engine.answer(Ask((query,))).answers
+    ids = frame.tokenizer.encode(generated.text)
+    return _Standard(tuple(ids), found.engine.predict(query, ids).log_softmax(dim=-1)) if ids else None

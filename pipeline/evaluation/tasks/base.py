@@ -26,7 +26,8 @@ _STRIDE = 0.6180339887498949
 class Item:
     """One question about one document. ``answers``: references, and ``match`` says whether all of them or any one
     must be in an answer. ``gold``: half-open character ranges of ``context`` that must be kept to know the answer;
-    empty where no span answers. ``length``: the tokens that document, prompt and answer together may have."""
+    empty where no span answers. ``length``: the tokens that document, prompt and answer together may have.
+    ``instruction``: the sentence before the document; None for the evaluation's own."""
 
     id: str
     task: str
@@ -38,6 +39,7 @@ class Item:
     match: Match
     gold: tuple[Span, ...]
     max_new_tokens: int
+    instruction: str | None = None
 
 
 class Task(Protocol):

@@ -1,8 +1,9 @@
 """Items as Parquet, in the schema of long-context benchmarks: written for ``foveate run``, and read from anywhere.
 
 Columns: ``context``, ``question``; ``answer`` (one, or a list) or ``answers``; and where they are there ``id``,
-``answer_prefix``, ``max_new_tokens``, ``task``, ``length``, ``match``, ``gold``. Invariant: what is written reads
-back equal. A job that runs such a file takes all of ``answer`` for what a right answer holds, whatever ``match`` says.
+``answer_prefix``, ``max_new_tokens``, ``task``, ``length``, ``match``, ``gold``, ``instruction``. Invariant: what is
+written reads back equal. A job that runs such a file takes all of ``answer`` for what a right answer holds, whatever
+``match`` says, and its own prompt for ``instruction``.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ SCHEMA = pa.schema(
         ("match", pa.string()),
         ("gold", pa.list_(pa.struct([("start", pa.int64()), ("end", pa.int64())]))),
         ("max_new_tokens", pa.int64()),
+        ("instruction", pa.string()),
     ]
 )
 
@@ -113,6 +115,7 @@ def _item(row: Mapping[str, Any], name: str, label: str, sizer: Sizer, lengths: 
         match=match,
         gold=tuple((span["start"], span["end"]) for span in row.get("gold") or ()),
         max_new_tokens=wording.max_new_tokens,
+        instruction=row.get("instruction"),
     )
 
 

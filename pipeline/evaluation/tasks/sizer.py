@@ -7,7 +7,7 @@ whole, because tokens of parts do not add up.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Protocol
 
 from configs.schema import Model, Prompt
@@ -40,13 +40,21 @@ class Sizer:
     """Measures with the prompt that the evaluation uses. Remembers the tokens of the reference text."""
 
     frame: Frame
+    system: str | None = None
     _references: dict[tuple[Split, bool], Reference] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
     def of(cls, settings: HasPrompt) -> Sizer:
         """For a job, or for an evaluation's base: its model's tokenizer and its prompt."""
         tokenizer = Tokenizer(locate(settings.model.source).directory)
-        return cls(Frame.render(tokenizer, settings.prompt.system, settings.prompt.instruction))
+        prompt = settings.prompt
+        return cls(Frame.render(tokenizer, prompt.system, prompt.instruction), prompt.system)
+
+    def told(self, instruction: str | None) -> Sizer:
+        """With another sentence before the document; None: as it is."""
+        if instruction is None:
+            return self
+        return replace(self, frame=Frame.render(self.tokenizer, self.system, instruction))
 
     @property
     def tokenizer(self) -> Tokenizer:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from configs.tasks import TaskSetting
@@ -35,7 +36,7 @@ TASKS: Mapping[str, Any] = {
 
 def task_of(setting: TaskSetting) -> Task:
     """The task that a setting asks for: its fields are the setting's."""
-    fields = setting.model_dump(exclude={"kind", "name"})
+    fields = setting.model_dump(exclude={"kind", "name", "instruction"})
     made: Task = TASKS[setting.model_dump()["kind"]](label=setting.label, **fields)
     return made
 
@@ -45,8 +46,8 @@ def make_items(settings: Iterable[TaskSetting], sizer: Sizer, counts: Mapping[in
     and length for what cannot be made, and for an id that comes twice."""
     seen: set[str] = set()
     for setting in settings:
-        for item in task_of(setting).items(sizer, counts, seed):
+        for item in task_of(setting).items(sizer.told(setting.instruction), counts, seed):
             if item.id in seen:
                 raise ValueError(f"{setting.label}: item {item.id!r} is there already; allowed: unique ids")
             seen.add(item.id)
-            yield item
+            yield item if item.instruction is not None else replace(item, instruction=setting.instruction)

@@ -94,11 +94,12 @@ def test_sharing_a_reading_changes_no_result(settings: dict[str, Any], tmp_path:
 def test_what_is_measured_is_the_product(settings: dict[str, Any], tmp_path: Path, name: str) -> None:
     """The evaluation and ``foveate run`` answer the same items alike, and keep as much."""
     [method] = [method for method in METHODS if method["name"] == name]
-    evaluation = load(settings, methods=[method])
+    tasks = [task | {"instruction": "Find it."} for task in settings["tasks"]]
+    evaluation = load(settings, methods=[method], tasks=tasks)
     measured = {row.item: row for row in evaluate(evaluation)}
     items = make_items(evaluation.tasks, Sizer.of(evaluation.base), evaluation.counts, evaluation.seed)
     write_items(tmp_path / "items.parquet", items)
-    job = evaluation.job(evaluation.methods[0], 128, str(tmp_path / "items.parquet"))
+    job = evaluation.job(evaluation.methods[0], 128, str(tmp_path / "items.parquet"), instruction="Find it.")
     job = job.model_copy(update={"output": job.output.model_copy(update={"path": str(tmp_path / "run")})})
     driver.run(job)
     for row in read_answers(existing_directory(str(tmp_path / "run"))).to_pylist():
@@ -164,6 +165,17 @@ def test_dense_agrees_with_itself(settings: dict[str, Any]) -> None:
         if row.method == "dense":
             assert row.kl == pytest.approx(0, abs=1e-6) and row.top1 == 1.0
     assert any((row.kl or 0) > 1e-6 for row in rows if row.method == "truncate")
+
+
+def test_a_task_may_have_words_of_its_own_before_the_document(settings: dict[str, Any]) -> None:
+    """The same item told differently is another item: sized anew, and measured anew."""
+    told = [{"kind": "single_needle", "instruction": text} for text in ("Find it.", "Find the number in this text.")]
+    rows = [evaluate(load(settings, tasks=[task], methods=METHODS[:1], items=1)) for task in told]
+    [short], [long] = rows
+    assert short.settings != long.settings and short.relevance_kept != long.relevance_kept
+    evaluation = load(settings, tasks=[told[0]])
+    [item, _] = make_items(evaluation.tasks, Sizer.of(evaluation.base), evaluation.counts, evaluation.seed)
+    assert item.instruction == "Find it."
 
 
 def test_pages_are_written_for_people(settings: dict[str, Any]) -> None:

@@ -53,8 +53,9 @@ def make(sizer: Sizer, *settings: tasks.TaskSetting, count: int = 3, length: int
 
 def size(sizer: Sizer, item: Item) -> int:
     """Tokens of document, prompt and answer together, as an engine reads them."""
-    probe = sizer.frame.probe("q", item.question, item.answer_prefix)
-    return len(sizer.frame.anchor) + sizer.tokens(item.context) + len(probe.token_ids) + item.max_new_tokens
+    frame = sizer.told(item.instruction).frame
+    probe = frame.probe("q", item.question, item.answer_prefix)
+    return len(frame.anchor) + sizer.tokens(item.context) + len(probe.token_ids) + item.max_new_tokens
 
 
 def gold_texts(item: Item) -> list[str]:
