@@ -7,7 +7,6 @@ refused with the sum and with what to lower.
 from __future__ import annotations
 
 from configs.schema import Job
-from workers.encoder import REPEAT
 from workers.loading import Reading
 from workers.messages import Probe
 from workers.selection.budgets.base import Budget
@@ -21,7 +20,7 @@ class Room:
         self._window = reading.shape.window
         self._anchor_tokens = len(reading.frame.anchor)
         self._separator_tokens = len(separator)
-        self._repeat_tokens = len(reading.frame.tokenizer.encode_frame(REPEAT))
+        self._repeat_tokens = len(reading.frame.repetition)
         self._budget = budget
         self._job = job
         self._amount = "keep.budget.tokens" if job.keep.budget.fraction is None else "keep.budget.fraction"

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 
 from workers.loaded import LoadedModel
@@ -92,15 +93,15 @@ class Carried:
         fresh = Segment(keys, pairs.values)
         merged = concatenate([self._pairs, fresh]) if self._pairs is not None else fresh
         positions = torch.cat([self._positions, torch.arange(chunk.start, stop)])
-        settled = [self._scorer.settle([row[p] for row in self._scores]) for p in range(len(scores))]
-        joint = [
-            torch.stack([torch.from_numpy(shares.mean(axis=(0, 1))) for shares in of_chunk]).amax(dim=0).numpy()
-            for of_chunk in zip(*settled, strict=True)
-        ]
         offered = tuple((int(p), int(p) + 1) for p in positions)
-        table = BlockTable.of_chunks(
-            self._extents, [share_B[None, None] for share_B in joint], self._block_tokens, (offered,)
-        )
+        tables = [
+            BlockTable.of_chunks(
+                self._extents, self._scorer.settle([row[p] for row in self._scores]), self._block_tokens, (offered,)
+            )
+            for p in range(len(scores))
+        ]
+        joint_B = np.max([table.joint_B for table in tables], axis=0)
+        table = replace(tables[0], share_LGB=joint_B[None, None])
         wanted = torch.isin(positions, positions_of(self._budget.choose(table, self._tokens).of(0, 0)))
         self._positions = positions[wanted]
         self._pairs = Segment([k[wanted] for k in merged.keys], [v[wanted] for v in merged.values])

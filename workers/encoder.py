@@ -24,18 +24,16 @@ from workers.depth import DepthPass, DepthSchedule
 from workers.loaded import LoadedModel
 from workers.messages import Probe
 from workers.passes import Own, SegmentPass
+from workers.prompt import Frame
 from workers.segments import Segment
 from workers.selection.scorers.base import Observer, Scorer
 from workers.selection.scoring import Observed, Scoring
 from workers.sparse import BlockCount, GateDrop, GateOwn, PatternOwn
 
-REPEAT = "\n\nRepeat the previous text exactly:\n\n"
-"""What stands between a chunk and its repetition (KVzip, Kim et al. 2025)."""
 
-
-def observation_record(scorer: Scorer) -> dict[str, object]:
+def observation_record(scorer: Scorer, frame: Frame) -> dict[str, object]:
     """What the observer reads that is in no message, as plain JSON values: part of every store key."""
-    return {"repeat": REPEAT} if scorer.observer == "repeat" else {}
+    return {"repetition": frame.repetition} if scorer.observer == "repeat" else {}
 
 
 @dataclass(frozen=True)
@@ -83,12 +81,7 @@ class Encoder:
         deepest = self._model.shape.num_layers - 1
         seen = max((scorer.layers[-1] for scorer in scorers if scorer.layers), default=None)
         self._last_layer = deepest if rule.all_layers else seen
-        self._repeat_ids = tuple(loaded.frame.tokenizer.encode_frame(REPEAT))
-
-    @property
-    def num_repeat_tokens(self) -> int:
-        """Tokens between a chunk and its repetition; 0 where nobody looks at one."""
-        return len(self._repeat_ids) if self._of("repeat") else 0
+        self._repetition = loaded.frame.repetition
 
     def read(self, token_ids: Sequence[int], probes: Sequence[Probe], context: Context) -> ChunkReading:
         """Read one chunk after ``context`` with these probes behind it."""
@@ -143,9 +136,9 @@ class Encoder:
         looking = self._of("repeat")
         if not looking:
             return {}
-        ids = (*self._repeat_ids, *token_ids)
+        ids = (*self._repetition, *token_ids)
         row_places = range(places.stop, places.stop + len(ids))
-        rows = range(len(self._repeat_ids), len(ids))
+        rows = range(len(ids))  # what the instruction looks up counts too
         observed = Observed(self._model, pairs, places, self._rule.block_tokens)
         scorings = {index: Scoring(scorer, observed, [rows], row_places) for index, scorer in looking}
         self._look(ids, row_places, (0, len(ids)), [*context.segments, pairs], scorings)

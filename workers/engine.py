@@ -18,7 +18,7 @@ from torch import Tensor
 from cache_store.block import BlockKey, Identity, KVBlock, digest_tokens
 from cache_store.store import TieredStore
 from workers.context import Carried, Context
-from workers.encoder import ChunkReading, Encoder, Reads
+from workers.encoder import ChunkReading, Encoder, Reads, observation_record
 from workers.generate import Prompt, forced_logits, generate
 from workers.keeping import Keeping, KeptDocument, assemble, kept_block, offered_by, scores_only
 from workers.loaded import LoadedModel
@@ -62,7 +62,7 @@ class Engine:
             rope=self._model.rope,
             layers=(0, shape.num_layers) if method.keeps_pairs else (0, 0),
             heads=(shape.num_kv_heads, shape.head_dim),
-            reading=json.dumps(method.record, sort_keys=True),
+            reading=json.dumps(method.record | observation_record(method.scorer, loaded.frame), sort_keys=True),
             scorer=json.dumps(method.scorer.record, sort_keys=True),
             budget="",
             question=None,

@@ -12,7 +12,7 @@ from configs import methods
 from configs.stages import AnswerOver, Keep, Read
 from workers.attention.patterns import pattern_of
 from workers.depth import DepthSchedule
-from workers.encoder import ReadingRule, observation_record
+from workers.encoder import ReadingRule
 from workers.errors import ModelError
 from workers.hf import ModelShape
 from workers.readers import reader_of
@@ -79,7 +79,7 @@ def method_of(stages: Stages, shape: ModelShape, weights: str, profile: Profile 
         scorer=scorer,
         budget=budget_of(keep, shape=shape, weights=weights),
         rule=rule,
-        record=_record_of(read, rule) | observation_record(scorer),
+        record=_record_of(read, rule),
         widen_tokens=keep.widen_tokens,
         carries=read.context == "carried",
         keeps_pairs=answer.over == "kept",

@@ -16,6 +16,8 @@ from workers.messages import Probe
 
 # Private-use characters: no template treats them specially, and they cannot come from a template.
 _DOCUMENT, _QUESTION = "\ue0fd", "\ue0fe"
+REPEAT = "\n\nRepeat the previous context exactly."
+"""What a chunk is followed by where a scorer watches the model repeat it (KVzip, Kim et al. 2025)."""
 _PLAIN = "{instruction}\n\n{document}\n\nQuestion: {question}\nAnswer:"
 
 
@@ -45,6 +47,11 @@ class Frame:
             before_question=tuple(tokenizer.encode_frame(between)),
             after_question=after,
         )
+
+    @property
+    def repetition(self) -> tuple[int, ...]:
+        """What stands between a chunk and its repetition: the request, and what ends the user's turn."""
+        return tuple(self.tokenizer.encode_frame(REPEAT + self.after_question))
 
     def probe(self, question_id: str, question: str, answer_prefix: str = "") -> Probe:
         """The probe of one question. ``answer_prefix`` begins the answer and is not part of what is generated."""

@@ -16,6 +16,7 @@ from blake3 import blake3
 from configs.evaluation import Evaluation, Method
 from configs.schema import Job
 from pipeline.evaluation.tasks.base import Item
+from workers.encoder import observation_record
 from workers.errors import ModelError
 from workers.loading import Reading, load_method, resolve_runtime
 from workers.selection.profile import Profile
@@ -57,7 +58,8 @@ class Identity:
             parts = load_method(job, self._reading, self._profile)
         except ModelError as error:
             return ["refused", settings, str(error)]
-        return ["method", settings, parts.record, parts.scorer.record, parts.budget.record]
+        observed = observation_record(parts.scorer, self._reading.frame)
+        return ["method", settings, parts.record, observed, parts.scorer.record, parts.budget.record]
 
 
 def _computing(evaluation: Evaluation) -> list[str]:

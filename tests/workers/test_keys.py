@@ -16,7 +16,7 @@ from configs.shape import Slot
 from configs.stages import Keep, Read
 from tests.workers.engines import Workbench, chunked, encode, tokens
 from tests.workers.methods import BUDGETS, GATE, HEAD_MAP, PATTERNS, PRUNINGS, SCORERS, with_files, write_files
-from workers import encoder
+from workers import prompt
 from workers.messages import Encode
 from workers.selection.gate import Gate
 from workers.selection.headmap import HeadMap
@@ -178,7 +178,7 @@ def test_the_words_before_a_repetition_are_part_of_the_name_where_it_is_read(
 ) -> None:
     keys = with_files({"keep": {"scorer": SCORERS[scorer]}}, files)
     before = names(bench, keys)
-    monkeypatch.setattr(encoder, "REPEAT", "\n\nAgain:\n\n")
+    monkeypatch.setattr(prompt, "REPEAT", "\n\nAgain:\n\n")
     assert (names(bench, keys) != before) == (bench.method(**keys).scorer.observer == "repeat")
 
 

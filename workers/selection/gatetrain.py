@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from workers.encoder import REPEAT
 from workers.errors import ModelError
 from workers.hf import LanguageModel
 from workers.loaded import LoadedModel
@@ -46,7 +45,8 @@ class Repetition:
     wants_hidden = True
 
     def __init__(self, model: LanguageModel, picked_N: Tensor, again: range) -> None:
-        """``picked_N`` and ``again``: rows of the pass that are the tokens to learn from, and the repetition."""
+        """``picked_N`` and ``again``: rows of the pass that are the tokens to learn from, and those that look: a
+        request to repeat the chunk, and the repetition."""
         self._model = model
         self._teacher = ReconstructScorer(model.shape)
         self._picked_N = picked_N.to(model.device)
@@ -80,7 +80,7 @@ def collect(
     """Read the texts in chunks of at most ``chunk_tokens``, each with its repetition. ``report`` is called with a line
     of progress per chunk. Raises ``ModelError`` for too little text and for a window that is too small."""
     frame, shape = loaded.frame, loaded.weights.shape
-    request = frame.tokenizer.encode_frame(REPEAT)
+    request = frame.repetition
     room = (shape.window - len(frame.anchor) - len(request)) // 2
     if room < LEAST_TOKENS:
         raise ModelError(f"training a gate needs room for {LEAST_TOKENS} tokens and their repetition; there is {room}")
@@ -90,7 +90,14 @@ def collect(
     lessons: list[Repetition] = []
     for ids in chunks:
         picked_N = torch.from_numpy(np.sort(rng.permutation(len(ids))[:quota]))
-        lessons.append(_repeat(loaded, [*frame.anchor, *ids, *request, *ids], picked_N + len(frame.anchor), len(ids)))
+        lessons.append(
+            _repeat(
+                loaded,
+                [*frame.anchor, *ids, *request, *ids],
+                picked_N + len(frame.anchor),
+                len(request) + len(ids),
+            )
+        )
         report(f"repeated chunk {len(lessons)} of {len(chunks)}")
     return Samples(
         tuple(torch.cat(layer) for layer in zip(*(lesson.hiddens for lesson in lessons), strict=True)),
@@ -100,10 +107,10 @@ def collect(
     )
 
 
-def _repeat(loaded: LoadedModel, token_ids: Sequence[int], picked_N: Tensor, repeated: int) -> Repetition:
-    """One pass over a sequence whose last ``repeated`` tokens repeat earlier ones."""
+def _repeat(loaded: LoadedModel, token_ids: Sequence[int], picked_N: Tensor, looking: int) -> Repetition:
+    """One pass over a sequence whose last ``looking`` rows ask for a repetition and are one."""
     rows = len(token_ids)
-    lesson = Repetition(loaded.weights, picked_N, range(rows - repeated, rows))
+    lesson = Repetition(loaded.weights, picked_N, range(rows - looking, rows))
     last_layer = loaded.weights.shape.num_layers - 1
     reading = SegmentPass(loaded.backend, (0, rows), last_layer=last_layer, watchers=[lesson])
     loaded.weights.run(token_ids, range(rows), reading)

@@ -1,10 +1,10 @@
 """One scale for a whole document, for scorers that keep layers and heads apart.
 
 The head-wise counterpart of ``relevance``: there the retrieval heads vote on one share for each block, here every
-head's masses become its own shares over the document, and query heads of one kv head are averaged, because they
-read the same kept pairs. Invariants: shares are non-negative and sum to 1 over the document for each layer and
-head; a head that heard nothing anywhere finds all blocks alike; layers that read a window only, which nobody asks
-because they cannot look over a chunk, want on average what the others want.
+head keeps its own masses, only scaled by one number for all, and query heads of one kv head are averaged, because
+they read the same kept pairs. Invariants: shares are non-negative and sum to 1 over the document on average over
+layers and heads, which stay as loud as they were; where nobody heard anything, all blocks are alike; layers that read
+a window only, which nobody asks because they cannot look over a chunk, want on average what the others want.
 
 Shapes: R values per head and block, h columns of a layer (query heads or kv heads), L layers, F of them without a
 window, G kv heads, B blocks.
@@ -31,15 +31,18 @@ def by_layer(chunks: Sequence[ChunkScores], shape: ModelShape) -> NDArray[np.flo
 def document_softmax(log_FhB: NDArray[np.float64]) -> NDArray[np.float64]:
     """Shares [F, h, B] of log-masses: each column's sum to 1 over the document."""
     top_Fh1 = log_FhB.max(axis=2, keepdims=True)
-    return normalised(np.exp(log_FhB - np.where(np.isneginf(top_Fh1), 0.0, top_Fh1)))
-
-
-def normalised(mass_FhB: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Masses as shares that sum to 1 over the document; where there is no mass, all blocks alike."""
+    mass_FhB = np.exp(log_FhB - np.where(np.isneginf(top_Fh1), 0.0, top_Fh1))
     total_Fh1 = mass_FhB.sum(axis=2, keepdims=True)
     share_FhB = np.full_like(mass_FhB, 1.0 / mass_FhB.shape[2])
     np.divide(mass_FhB, total_Fh1, out=share_FhB, where=total_Fh1 > 0.0)
     return share_FhB
+
+
+def normalised(mass_FhB: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Masses as shares of one total, which sum to 1 over the document on average over layers and heads: a head that
+    has more to say keeps more, where heads compete; where there is no mass at all, all blocks alike."""
+    total = mass_FhB.sum(axis=2).mean()
+    return mass_FhB / total if total > 0.0 else np.full_like(mass_FhB, 1.0 / mass_FhB.shape[2])
 
 
 def group_mean(share_FHB: NDArray[np.float64], num_kv_heads: int) -> NDArray[np.float64]:
@@ -65,5 +68,7 @@ def settle_masses(chunks: Sequence[ChunkScores], shape: ModelShape) -> list[NDAr
     """``Scorer.settle`` for scorers that report one log-mass [1, h, B] for every head of every layer without a
     window, h = H or G."""
     [log_FhB] = by_layer(chunks, shape)
-    share_FGB = group_mean(document_softmax(log_FhB), shape.num_kv_heads)
+    top = log_FhB.max()
+    mass_FhB = np.exp(log_FhB - (0.0 if np.isneginf(top) else top))
+    share_FGB = normalised(group_mean(mass_FhB, shape.num_kv_heads))
     return split(for_all_layers(share_FGB, shape), chunks)

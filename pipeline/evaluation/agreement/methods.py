@@ -46,24 +46,13 @@ class Compared:
     keeps_all: bool = False
 
 
-_WHOLE = (
-    "Foveate makes the attention of every query head to the chunk sum to 1 before heads that share keys are averaged; "
-    "kvpress averages probabilities, so a head that looks at its window or the template more counts less."
-)
-_ONE_VOTE = (
-    "Foveate makes the shares of every head sum to 1, so a head competes by how far its own relevance is gathered; "
-    "kvpress compares scores as they are, so a head that has more to say keeps more, as AdaKV and KVzip mean it."
-)
 _REPEATED = (
-    "Foveate gives another instruction, does not close the user's turn before the repetition, and does not count what "
-    "the instruction's own rows look up. With all three as in kvpress the scores are the same to 1e-5, but for the "
-    "template's words, which kvpress leaves out of its softmax (tried by hand). Ranks are this sensitive by nature: "
-    "two instructions in one implementation agree by 0.91."
+    "kvpress leaves the template's words before the document out of its softmax; here they are read like any others."
 )
 
 COMPARED = (
     Compared("dense", "no press", StreamingScorer(), keeps_all=True),
-    Compared("window", "SnapKVPress", WindowScorer(), difference=_WHOLE),
+    Compared("window", "SnapKVPress", WindowScorer()),
     Compared("accumulated", "ObservedAttentionPress", AccumulatedScorer()),
     Compared("streaming", "StreamingLLMPress", StreamingScorer()),
     Compared("expected", "ExpectedAttentionPress", ExpectedScorer(), pinned="sinks"),
@@ -81,7 +70,7 @@ COMPARED = (
         ReconstructScorer(),
         AdaptiveBudget(safeguard=0.0),
         "template",
-        difference=f"{_REPEATED} And: {_ONE_VOTE}",
+        difference=_REPEATED,
     ),
     Compared(
         "reconstruct, global",
@@ -91,14 +80,13 @@ COMPARED = (
         "template",
         difference="KVzip as published: all layers and heads compete for one budget, which Foveate does not have.",
     ),
-    Compared("window, adaptive", "AdaKVPress(SnapKVPress)", WindowScorer(), AdaptiveBudget(), difference=_ONE_VOTE),
+    Compared("window, adaptive", "AdaKVPress(SnapKVPress)", WindowScorer(), AdaptiveBudget()),
     Compared(
         "expected, adaptive",
         "AdaKVPress(ExpectedAttentionPress)",
         ExpectedScorer(),
         AdaptiveBudget(),
         "sinks",
-        difference=_ONE_VOTE,
     ),
     Compared(
         "window, pyramid",

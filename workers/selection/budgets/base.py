@@ -28,8 +28,9 @@ from workers.messages import Interval
 class BlockTable:
     """The blocks of a document or of one chunk, in order: position ranges, chunk index, and their shares of relevance.
 
-    ``share_LGB``: per layer and kv head, or [1, 1, B] where all share one scale. ``offered``: the only positions
-    that can be kept, per layer and kv head of the model (row by row, or one entry for all); None: everything.
+    ``share_LGB``: per layer and kv head, on average over which they sum to 1, or [1, 1, B] where nobody tells them
+    apart. ``offered``: the only positions that can be kept, per layer and kv head of the model (row by row, or one
+    entry for all); None: everything.
     ``extent``: how far a block may be widened, where the blocks are only some of a document's; None: from the first
     to the last of them.
     """
@@ -64,8 +65,12 @@ class BlockTable:
 
     @property
     def joint_B(self) -> NDArray[np.float64]:
-        """The mean share over layers and kv heads: how relevant a block's text is."""
-        joint_B: NDArray[np.float64] = self.share_LGB.mean(axis=(0, 1))
+        """How relevant a block's text is: the mean over layers and kv heads of its part of what each has to say, so
+        that each has one vote. Sums to 1 over the document."""
+        total_LG1 = self.share_LGB.sum(axis=2, keepdims=True)
+        vote_LGB = np.full_like(self.share_LGB, 1.0 / self.share_LGB.shape[2])
+        np.divide(self.share_LGB, total_LG1, out=vote_LGB, where=total_LG1 > 0.0)
+        joint_B: NDArray[np.float64] = vote_LGB.mean(axis=(0, 1))
         return joint_B
 
     def joint(self) -> BlockTable:

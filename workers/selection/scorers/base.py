@@ -165,6 +165,7 @@ class Scorer(Protocol):
         ...
 
     def settle(self, chunks: Sequence[ChunkScores]) -> list[NDArray[np.float64]]:
-        """Per chunk of one document, in order, shares [L', G', B_c]: non-negative, each (layer, kv head) sums to 1
-        over the document. L' is the model's layers, or 1 where all layers share one scale; G' likewise."""
+        """Per chunk of one document, in order, shares [L', G', B_c]: non-negative, on one scale for all layers and kv
+        heads, which sum to 1 over the document on average: where heads compete, louder ones keep more. L' is the
+        model's layers, or 1 where nobody tells them apart; G' likewise."""
         ...

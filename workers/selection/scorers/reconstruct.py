@@ -21,8 +21,9 @@ _SLICE_ROWS = 128
 
 @dataclass(frozen=True)
 class ReconstructScorer:
-    """The highest attention that a token gets while the model repeats the chunk, over the repeating rows and the query
-    heads of its group (Kim et al. 2025, "KVzip: Query-Agnostic KV Cache Compression with Context Reconstruction").
+    """The highest attention that a token gets while the model repeats the chunk, over all rows of that and the
+    query heads of its group (Kim et al. 2025, "KVzip: Query-Agnostic KV Cache Compression with Context
+    Reconstruction").
 
     A token that no repetition needs can go whatever is asked later. Probabilities are over all that a row read, so
     chunks compare as they are, as in the paper. A block is worth the mean of its tokens: a maximum is no mass, and a

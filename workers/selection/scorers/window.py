@@ -22,12 +22,12 @@ class WindowScorer:
     """Attention of an observation window, averaged over its rows and pooled over neighbouring tokens (Li et al. 2024,
     "SnapKV: LLM Knows What You are Looking for Before Generation").
 
-    The window is the end of the probe, or where the question is unknown the end of each chunk (at most half of it).
-    Exact merging over chunks would need every row, so a chunk reports two things in one number [1, H, B]: SnapKV's
-    mean over rows inside the chunk, and on top the mean over rows of the chunk's log-sum-exp, by which chunks weigh
-    against each other. With one chunk the order is SnapKV's own. SnapKV always keeps its window; a chunk's window,
-    which hardly anybody could observe, counts as its average token, and the document's last ``window_tokens`` rank
-    first.
+    The window is the end of the probe, or where the question is unknown the end of each chunk (at most half of it). Of
+    a chunk's own window every row's attention to all that it read is known, so the chunk reports its mean over rows
+    [1, H, B], with one chunk SnapKV's own. Probes are put on one scale over chunks instead: exact merging would need
+    every row, so the number holds the mean over rows inside the chunk and on top the mean of the chunk's log-sum-exp,
+    by which chunks weigh against each other. SnapKV always keeps its window; a chunk's window, which hardly anybody
+    could observe, counts as its average token, and the document's last ``window_tokens`` rank first everywhere.
     """
 
     shape: ModelShape
@@ -61,24 +61,27 @@ class WindowScorer:
     def score(self, view: LayerView) -> Tensor:
         """[1, H, B]; see the class."""
         logits_RHC = view.logits()
-        observed = logits_RHC.shape[2]
-        if not self.question_known:  # the last rows are keys of this chunk too, which they see causally and do not rate
-            observed -= logits_RHC.shape[0]
-            unseen_RC = view.places_C > view.row_places_R[:, None]
-            logits_RHC.masked_fill_(unseen_RC[:, None], float("-inf"))
-        lse_RH1 = logits_RHC.logsumexp(dim=-1, keepdim=True)
-        mass_HC = (logits_RHC - lse_RH1).exp_().mean(dim=0)[:, :observed]
-        log_HC = self._with_window(self._pooled(mass_HC), logits_RHC.shape[2]).log()
-        return view.per_block(log_HC + lse_RH1.mean(dim=0))[None]
+        if self.question_known:
+            lse_RH1 = logits_RHC.logsumexp(dim=-1, keepdim=True)
+            mass_HC = (logits_RHC - lse_RH1).exp_().mean(dim=0)
+            return view.per_block(self._pooled(mass_HC).log() + lse_RH1.mean(dim=0))[None]
+        assert view.lse_RH is not None, "its observer has no log-sum-exp"
+        # the last rows are keys of this chunk too, which they see causally and do not rate
+        unseen_RC = view.places_C > view.row_places_R[:, None]
+        mass_RHC = (logits_RHC - view.lse_RH[..., None]).exp_().masked_fill_(unseen_RC[:, None], 0.0)
+        mass_HC = mass_RHC.mean(dim=0)[:, : len(view.places_C) - len(logits_RHC)]
+        return view.per_block(self._with_window(self._pooled(mass_HC), len(view.places_C)).log())[None]
 
     def settle(self, chunks: Sequence[ChunkScores]) -> list[NDArray[np.float64]]:
-        """[L, G, B]: each query head on one scale over the document, then the mean of its group."""
+        """[L, G, B]: the mean of each group; of a probe each query head first on its own scale over the document."""
         [log_FHB] = by_layer(chunks, self.shape)
-        share_FGB = group_mean(document_softmax(log_FHB), self.shape.num_kv_heads)
-        if not self.question_known:
-            first = max(chunk.extent[1] for chunk in chunks) - self.window_tokens
-            last_B = np.concatenate([chunk.starts_B + chunk.block_tokens for chunk in chunks]) > first
-            share_FGB[:, :, last_B] = share_FGB.max(axis=2, keepdims=True)
+        if self.question_known:
+            share_FGB = group_mean(document_softmax(log_FHB), self.shape.num_kv_heads)
+            return split(for_all_layers(share_FGB, self.shape), chunks)
+        share_FGB = group_mean(np.exp(log_FHB), self.shape.num_kv_heads)
+        first = max(chunk.extent[1] for chunk in chunks) - self.window_tokens
+        last_B = np.concatenate([chunk.starts_B + chunk.block_tokens for chunk in chunks]) > first
+        share_FGB[:, :, last_B] = share_FGB.max()
         return split(for_all_layers(normalised(share_FGB), self.shape), chunks)
 
     def _pooled(self, mass_HC: Tensor) -> Tensor:
