@@ -7,9 +7,21 @@ refused with the sum and with what to lower.
 from __future__ import annotations
 
 from configs.schema import Job
+from workers.hf import ModelShape
 from workers.loading import Reading
 from workers.messages import Probe
 from workers.selection.budgets.base import Budget
+
+
+def stays_in_place(job: Job, shape: ModelShape) -> bool:
+    """Whether kept pairs are answered over where they stood, if that fits: not what was read at compact positions in
+    the first place, nor where layers count their window in pairs."""
+    return (
+        job.keeps_pairs
+        and job.answer.positions != "compact"
+        and job.read.context != "carried"
+        and not any(shape.windows)
+    )
 
 
 class Room:
@@ -23,6 +35,7 @@ class Room:
         self._repeat_tokens = len(reading.frame.repetition)
         self._budget = budget
         self._job = job
+        self._stays = stays_in_place(job, reading.shape)
         self._amount = "keep.budget.tokens" if job.keep.budget.fraction is None else "keep.budget.fraction"
 
     def chunk_tokens(self, probe: Probe) -> int:
@@ -49,6 +62,13 @@ class Room:
         return self._refuse(encode, f"read.chunk_tokens{also}") or self._refuse(
             answer, f"{self._amount} or max_new_tokens"
         )
+
+    def spread(self, document_tokens: int, probe: Probe, max_new_tokens: int) -> int | None:
+        """As ``Query.spread``: how many positions kept pairs are spread over; None where they are moved together."""
+        if not self._stays:
+            return None
+        needs = self._anchor_tokens + document_tokens + len(probe.token_ids) + max_new_tokens
+        return document_tokens if needs <= self._window else None
 
     def _before_chunk(self, budget_tokens: int) -> dict[str, int]:
         """What a chunk is read behind, besides the anchor. A narrowed text is cut to what fits and needs no sum."""

@@ -3,8 +3,8 @@
 A chunk cannot know what its document will keep, so it *offers*: per layer and kv head its own best tokens, as many
 as the whole document may keep, and its edges, into which a neighbour's best may be widened. Once the document is
 read, the kept sets of its chunks are cut down to the document's choice and put side by side. Invariants: what is
-kept is un-rotated, at positions relative to its chunk; what is read stands at compact positions, the last of every
-head directly before the question.
+kept is un-rotated, at positions relative to its chunk; what is read stands where it stood in its document, or at
+compact positions, the last of every head directly before the question.
 
 Shapes: T kept tokens of one layer, N of a chunk's entry, K of them that a query keeps, S pairs of one layer and all
 queries, L layers, G kv heads, D head dimension, B blocks.
@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import NamedTuple
 
 import numpy as np
@@ -102,11 +101,12 @@ def runs_of(positions_T: NDArray[np.int32]) -> tuple[Interval, ...]:
 
 
 class KeptRows(NamedTuple):
-    """What a query keeps of one block: the rows ``index_K`` of its pairs, of kv heads ``heads_K``; those of layer l are
-    ``bounds[l]:bounds[l + 1]`` of the K."""
+    """What a query keeps of one block: the rows ``index_K`` of its pairs, of kv heads ``heads_K``, from ``places_K`` of
+    the document; those of layer l are ``bounds[l]:bounds[l + 1]`` of the K."""
 
     block: KVBlock
     index_K: Tensor
+    places_K: NDArray[np.int64]
     heads_K: NDArray[np.int64]
     bounds: tuple[int, ...]
 
@@ -120,7 +120,9 @@ class KeptDocument:
 
     @property
     def num_positions(self) -> int:
-        """Positions that the longest of its heads takes."""
+        """Positions that it takes: the document's, or where pairs are moved together those of its longest head."""
+        if self.query.spread is not None:
+            return self.query.spread
         return max(sum(stop - start for start, stop in kept) for kept in self.query.kept)
 
     def rows(self) -> list[KeptRows]:
@@ -145,48 +147,52 @@ class KeptDocument:
             inside_N = np.searchsorted(starts, line_N, side="right") > np.searchsorted(stops, line_N, side="right")
             index_K = np.flatnonzero(inside_N)
             bounds = np.searchsorted(entry_N[index_K], np.arange(layers + 1) * heads)
-            rows.append(KeptRows(block, torch.from_numpy(index_K), entry_N[index_K] % heads, tuple(bounds.tolist())))
+            places_K = block.positions_N.numpy()[index_K] + chunk.start
+            heads_K = entry_N[index_K] % heads
+            rows.append(KeptRows(block, torch.from_numpy(index_K), places_K, heads_K, tuple(bounds.tolist())))
         return rows
 
 
 def assemble(
     model: LanguageModel, documents: Sequence[KeptDocument], first_position: int
 ) -> tuple[Readable, list[int]]:
-    """What a batch of queries reads, one sequence each, at compact positions from ``first_position``; and how many
-    positions each takes: its longest head's."""
-    kept = [document.rows() for document in documents]
+    """What a batch of queries reads, one sequence each, at positions from ``first_position``; and how many positions
+    each takes."""
+    kept = [(document, document.rows()) for document in documents]
+    layers = range(model.shape.num_layers)
+    keys, values, bounds = zip(*(_packed(model, kept, first_position, layer) for layer in layers), strict=True)
     lengths = [document.num_positions for document in documents]
-    stops = [first_position + length for length in lengths]
-    keys, values, bounds = zip(
-        *(_packed(model, kept, stops, layer) for layer in range(model.shape.num_layers)), strict=True
-    )
     if any(document.query.shape != (1, 1) for document in documents):
         return HeadSegment(keys, values, bounds, len(documents)), lengths
-    own = (0, *accumulate(lengths))
+    own = bounds[0][: len(documents) + 1]
     return Segment([_even(x, model) for x in keys], [_even(x, model) for x in values], own), lengths
 
 
 def _packed(
-    model: LanguageModel, kept: Sequence[Sequence[KeptRows]], stops: Sequence[int], layer: int
+    model: LanguageModel, kept: Sequence[tuple[KeptDocument, Sequence[KeptRows]]], first_position: int, layer: int
 ) -> tuple[Tensor, Tensor, tuple[int, ...]]:
     """One layer's pairs as ``HeadSegment`` has them: keys and values [S, D], kv head by kv head and in it query by
-    query, and the bounds of these runs. A run's last key stands directly before ``stops`` of its query."""
-    none = torch.empty(0, model.shape.head_dim, dtype=model.dtype)
-    keys, values, runs = [none], [none], [np.empty(0, dtype=np.int64)]
-    for query, parts in enumerate(kept):
-        for block, index_K, heads_K, bounds in parts:
+    query, and the bounds of these runs."""
+    none, nowhere = torch.empty(0, model.shape.head_dim, dtype=model.dtype), np.empty(0, dtype=np.int64)
+    keys, values, places, runs = [none], [none], [nowhere], [nowhere]
+    for query, (_, parts) in enumerate(kept):
+        for block, index_K, places_K, heads_K, bounds in parts:
             own = slice(*bounds[layer : layer + 2])
             keys.append(block.keys_ND[index_K[own]])
             values.append(block.values_ND[index_K[own]])
+            places.append(places_K[own])
             runs.append(heads_K[own] * len(kept) + query)
     run_S = np.concatenate(runs)
-    order_S = torch.from_numpy(np.argsort(run_S, kind="stable"))
+    order_S = np.argsort(run_S, kind="stable")
     counts = np.bincount(run_S, minlength=model.shape.num_kv_heads * len(kept))
     ends = counts.cumsum()
-    ahead = np.tile(stops, model.shape.num_kv_heads) - ends
-    places_S = torch.from_numpy(np.arange(len(run_S)) + np.repeat(ahead, counts))
-    keys_SD = model.rotate(torch.cat(keys)[order_S][:, None], places_S, layer=layer)[:, 0]
-    return keys_SD, torch.cat(values)[order_S].to(model.device, model.dtype), (0, *ends.tolist())
+    ahead = np.tile([document.num_positions for document, _ in kept], model.shape.num_kv_heads) - ends
+    together_S = np.arange(len(run_S)) + np.repeat(ahead, counts)
+    stays_S = np.array([document.query.spread is not None for document, _ in kept])[run_S[order_S] % len(kept)]
+    places_S = torch.from_numpy(np.where(stays_S, np.concatenate(places)[order_S], together_S) + first_position)
+    rows_S = torch.from_numpy(order_S)
+    keys_SD = model.rotate(torch.cat(keys)[rows_S][:, None], places_S, layer=layer)[:, 0]
+    return keys_SD, torch.cat(values)[rows_S].to(model.device, model.dtype), (0, *ends.tolist())
 
 
 def _even(x_SD: Tensor, model: LanguageModel) -> Tensor:

@@ -14,6 +14,7 @@ import torch
 from cache_store.store import TieredStore
 from configs.schema import Job, Model, Prompt
 from workers.attention.base import resolve
+from workers.attention.cpu import let_onednn_multiply
 from workers.engine import Engine
 from workers.errors import ModelError
 from workers.hf import LanguageModel, ModelShape, Tokenizer, model_shape
@@ -97,6 +98,8 @@ def load_model(settings: Model, source: ModelSource, frame: Frame) -> LoadedMode
     ``BackendUnavailable`` with what to do."""
     runtime = resolve_runtime(settings)
     device = torch.device(runtime.device)
+    if device.type == "cpu":
+        let_onednn_multiply(runtime.torch_dtype)
     weights = LanguageModel(source.directory, dtype=runtime.torch_dtype, device=device)
     return LoadedModel(weights, resolve(settings.attention, device), frame, source)
 

@@ -100,7 +100,8 @@ class Query:
     """One question of one document over what was kept of it. ``runs``: the kept text, in document order. For answers
     over kept pairs ``kept`` says which pairs, per layer and kv head (``shape`` = (L, G), row by row; 1 where all
     share), and ``sources`` the encode messages whose stored pairs cover them; a pair that is gone is computed again
-    from them. ``separator``: token ids put between runs that are no neighbours, where text is read again."""
+    from them. ``spread``: None moves them together; a number of positions, the document's, leaves each where it stood.
+    ``separator``: token ids put between runs that are no neighbours, where text is read again."""
 
     document: str
     probe: Probe
@@ -109,6 +110,7 @@ class Query:
     sources: tuple[Encode, ...] = ()
     shape: tuple[int, int] = (1, 1)
     kept: tuple[tuple[Interval, ...], ...] = ()
+    spread: int | None = None
     separator: tuple[int, ...] = ()
 
     @property

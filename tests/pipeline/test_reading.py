@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from pipeline.document import Asked, Fault
 from pipeline.errors import JobError
 from pipeline.prepared import Prepared
-from tests.pipeline.readers import BLOCK, LETTERS, document, hot, keep, reader_of, settle, text_with
+from tests.pipeline.readers import BLOCK, LETTERS, document, hot, job, keep, reader_of, settle, text_with
+from workers.loading import load_reading
 from workers.messages import Generated
 from workers.selection.budgets.uniform import UniformBudget
 from workers.selection.profile import Profile
@@ -71,6 +72,38 @@ class TestKeptPairs:
         assert places <= {first + place for first in range(0, 300, 64) for place in range(32, 48)}
         sources = {chunk.start for source in query.sources for chunk in source.chunks}
         assert sources == {place // 64 * 64 for place in places}
+
+    @pytest.mark.parametrize(
+        ("over", "positions", "context", "letters", "stays"),
+        [
+            ("kept", "auto", "isolated", 300, True),
+            ("kept", "auto", "isolated", 5000, False),
+            ("kept", "compact", "isolated", 300, False),
+            ("kept", "auto", "carried", 300, False),
+            ("reread", "auto", "isolated", 300, False),
+        ],
+    )
+    def test_they_stay_where_they_stood_if_the_document_fits_and_was_read_so(
+        self, tiny_model: Path, over: str, positions: str, context: str, letters: int, stays: bool
+    ) -> None:
+        reader = reader_of(
+            tiny_model, answer={"over": over, "positions": positions}, read={"chunk_tokens": 64, "context": context}
+        )
+        prepared = reader.prepare(document("b" * letters))
+        _, [selection] = settle(reader, prepared, hot(prepared), offered=(((0, 64),),) if over == "kept" else None)
+        assert selection.query.spread == (letters if stays else None)
+
+    def test_the_window_bounds_document_question_and_answer_together(self, tiny_model: Path) -> None:
+        """To the token: one letter more, and kept pairs are moved together."""
+        reader = reader_of(tiny_model, answer={"over": "kept"})
+        made = job(tiny_model)
+        around = reader.prepare(document("b"))
+        reading = load_reading(made)
+        fits = reading.shape.window - len(reading.frame.anchor) - len(around.probes[0].token_ids) - 8
+        for letters, spread in ((fits, fits), (fits + 1, None)):
+            prepared = reader.prepare(document("b" * letters))
+            _, [selection] = settle(reader, prepared, hot(prepared), offered=(((0, 64),),))
+            assert selection.query.spread == spread
 
     def test_each_layer_and_head_keeps_its_own_and_the_spans_show_what_they_share(self, tiny_model: Path) -> None:
         """The first head looks at what is hot, the others at the end, then at the beginning; the last may not keep

@@ -68,7 +68,7 @@ def test_an_entry_holds_the_chosen_pairs_and_says_which(
 @pytest.mark.parametrize("shape", SHAPES)
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
-def test_what_queries_read_is_what_they_kept_with_the_last_pair_before_the_question(
+def test_what_queries_read_is_what_they_kept_where_it_stood_or_moved_together_before_the_question(
     bench: Workbench, shape: tuple[int, int], data: st.DataObject
 ) -> None:
     """Every document has a short last chunk, and one may have left nothing at all."""
@@ -87,11 +87,13 @@ def test_what_queries_read_is_what_they_kept_with_the_last_pair_before_the_quest
             parts.append((chunk, block))
         if not any(choice.kept):
             parts = []
-        query = Query("doc", bench.probes("?")[0], (), 1, shape=choice.shape, kept=choice.kept)
+        spread = data.draw(st.sampled_from([None, 3 * CHUNK - 5]))
+        query = Query("doc", bench.probes("?")[0], (), 1, shape=choice.shape, kept=choice.kept, spread=spread)
         documents.append((choice, KeptDocument(query, tuple(parts))))
     readable, lengths = assemble(bench.model, [document for _, document in documents], FIRST)
     for n, (choice, _) in enumerate(documents):
-        assert lengths[n] == max(sum(b - a for a, b in kept) for kept in choice.kept)
+        spread = documents[n][1].query.spread
+        assert lengths[n] == (spread or max(sum(b - a for a, b in kept) for kept in choice.kept))
         for layer in range(LAYERS):
             for head in range(HEADS):
                 own = [position for start, stop in choice.of(layer, head) for position in range(start, stop)]
@@ -99,7 +101,7 @@ def test_what_queries_read_is_what_they_kept_with_the_last_pair_before_the_quest
                     torch.cat([getattr(block, name)(layer, head) for block in wholes[n]])[own]
                     for name in ("keys", "values")
                 )
-                places = FIRST + torch.arange(lengths[n] - len(own), lengths[n])
+                places = FIRST + (torch.tensor(own) if spread else torch.arange(lengths[n] - len(own), lengths[n]))
                 got_keys, got_values = readable.last(layer, head, n, 10**6)
                 torch.testing.assert_close(got_keys, bench.model.rotate(still[:, None], places, layer)[:, 0])
                 torch.testing.assert_close(got_values, values)

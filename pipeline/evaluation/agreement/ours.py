@@ -70,13 +70,14 @@ class OurSide:
         [[said]] = engine.encode(task).relevance
         [shares_LGC] = method.scorer.settle([ChunkScores(said.log_RHB, (0, len(ids)), block_tokens=1)])
         choice = method.budget.choose(BlockTable.of_chunks([(0, len(ids))], [shares_LGC], 1), tokens)
-        query = Query(case.item.id, probe, (), case.item.max_new_tokens, (task,), choice.shape, choice.kept)
-        [generated] = engine.answer(Ask((query,))).answers
+        moved = Query(case.item.id, probe, (), case.item.max_new_tokens, (task,), choice.shape, choice.kept)
+        stays = replace(moved, spread=len(ids))
+        answered, answered_moved = engine.answer(Ask((stays, moved))).answers
         return Said(
             kept_LGN=self._kept(choice, pinned, len(case.context)),
             scores_LGN=self._scores(shares_LGC, pinned),
-            answer=generated.text,
-            moved=generated.text,
+            answer=answered.text,
+            moved=answered_moved.text,
         )
 
     def _kept(self, choice: Choice, pinned: int, num_tokens: int) -> NDArray[np.bool_]:

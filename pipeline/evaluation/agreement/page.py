@@ -50,7 +50,7 @@ def agreement_lines(agreed: Agreed) -> list[str]:
         "## As each is run",
         "",
         "Foveate pins all words before the document and chooses among the document; kvpress chooses among all. Both "
-        "keep as many pairs. Kept pairs are moved together here and stay where they were there. Scores with Wilson's "
+        "keep as many pairs. Kept pairs stay where they stood on both sides. Scores with Wilson's "
         "95 % interval; the difference (Foveate - kvpress) with its paired bootstrap 95 % interval, in points.",
         "",
         "| method | overlap | Foveate | kvpress | difference |",

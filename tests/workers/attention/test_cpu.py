@@ -47,3 +47,24 @@ def test_keys_outside_a_window_cost_nothing(window: int, monkeypatch: pytest.Mon
     q, k = torch.randn(n, 4, 8), torch.randn(m, 1, 8)
     cpu.CpuBackend().attend(q, k, k, [0, n], [0, m], causal=True, scale=1.0, window=window)
     assert n * window <= pairs <= n * (window + cpu._PIECE_ROWS)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_bfloat16_of_many_rows_is_as_exact_as_its_factors(causal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many rows are multiplied as float32: what comes out is the exact result, each part of it rounded once."""
+    n, m, scale = cpu._CAST_ROWS + 8, 2 * cpu._CAST_KEYS, 0.25
+    q, k, v = (torch.randn(rows, heads, 16).bfloat16() for rows, heads in ((n, 4), (m, 2), (m, 2)))
+    monkeypatch.setattr(cpu, "_CASTS", True)
+    cast = cpu.CpuBackend().attend(q, k, v, [0, n], [0, m], causal=causal, scale=scale)
+    exact = cpu.CpuBackend().attend(q.float(), k.float(), v.float(), [0, n], [0, m], causal=causal, scale=scale)
+    assert cast.out_THD.dtype == torch.bfloat16 and cast.lse_TH.dtype == torch.float32
+    torch.testing.assert_close(cast.out_THD.float(), exact.out_THD, rtol=2**-7, atol=2e-3)
+    torch.testing.assert_close(cast.lse_TH, exact.lse_TH, rtol=1e-5, atol=1e-5)
+
+
+def test_onednn_multiplies_for_bfloat16_models_only() -> None:
+    script = "import torch\nfrom workers.attention.cpu import let_onednn_multiply\n"
+    script += "for dtype in (torch.float32, torch.bfloat16):\n    let_onednn_multiply(dtype)\n"
+    script += "    print(torch.backends.mkldnn.matmul.fp32_precision)\n"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["none", "bf16"]
