@@ -27,6 +27,7 @@ def method_conflicts(read: Read, keep: Keep, answer: AnswerOver) -> Iterable[Con
     yield from _gate_pruning(read)
     yield from _unread_keys(read, keep)
     yield from _pages(answer)
+    yield from _original_positions(read, answer)
 
 
 def _sizes(read: Read, keep: Keep) -> Iterable[Conflict]:
@@ -167,3 +168,15 @@ def _pages(answer: AnswerOver) -> Iterable[Conflict]:
             f"answer.reader.tokens: {reader.tokens} is less than one page (answer.reader.page_tokens: "
             f"{reader.page_tokens}); allowed: {reader.page_tokens} or more",
         )
+
+
+def _original_positions(read: Read, answer: AnswerOver) -> Iterable[Conflict]:
+    if answer.positions == "compact":
+        return
+    for key, value, allowed in (("answer.over", answer.over, "kept"), ("read.context", read.context, "isolated")):
+        if value != allowed:
+            yield Conflict(
+                ("answer.positions", key),
+                "answer.positions: original leaves kept pairs where chunks that were read alone had them, but "
+                f"{key}: {value} does not; allowed: {key}: {allowed}, or answer.positions: compact",
+            )

@@ -51,15 +51,15 @@ class Keep(Closed):
 
 class AnswerOver(Closed):
     """``reread``: the kept text is read once more, together. ``kept``: the kept pairs are read as they are.
-    ``positions: auto`` leaves them where they stood if document, question and answer fit into the window (and the
-    method does not read at compact positions anyway), else moves them together, as ``compact`` always does.
+    ``positions: compact`` moves them together, so that the window bounds what is kept and not the document;
+    ``original`` leaves them where they stood, and the document must fit into the window.
     ``narrow``: ``narrow_budgets`` budgets' worth of text is encoded together and selected from again, then reread.
     ``two_round``: each chunk is read again behind what the first round kept of the others, then selected and
     reread. ``separator`` is put between kept runs of text that were not neighbours. ``batch_size`` questions are
     decoded together; the plan fixes which, so timing never changes an answer."""
 
     over: Literal["reread", "kept", "narrow", "two_round"] = "reread"
-    positions: Literal["auto", "compact"] = "auto"
+    positions: Literal["compact", "original"] = "compact"
     narrow_budgets: Annotated[int, Field(ge=2)] = 4
     separator: str = ""
     reader: Reader = AllReader()

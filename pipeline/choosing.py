@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 
 from configs.schema import Job
 from pipeline.prepared import Look, Prepared, Selection
-from pipeline.room import Room
 from workers.messages import Chunk, ChunkRelevance, Interval, Probe, Query, Run
 from workers.selection.budgets.base import BlockTable, Budget, Choice
 from workers.selection.budgets.uniform import UniformBudget
@@ -28,9 +27,9 @@ from workers.selection.saying import Saying
 class Chooser:
     """Chooses with one job's scorer and budget."""
 
-    def __init__(self, job: Job, saying: Saying, budget: Budget, room: Room, separator: tuple[int, ...]) -> None:
+    def __init__(self, job: Job, saying: Saying, budget: Budget, separator: tuple[int, ...]) -> None:
         """``saying``: of the job's scorer; ``separator``: token ids between kept runs of text."""
-        self._room = room
+        self._stays = job.answer.positions == "original"
         self._saying = saying
         self._budget = budget
         self._text_budget = UniformBudget(job.keep.widen_tokens, floor_of(job))
@@ -74,8 +73,8 @@ class Chooser:
             separator=self._separator,
         )
         if self._keeps_pairs:
-            spread = self._room.spread(prepared.num_tokens, query.probe, query.max_new_tokens)
-            query = replace(_over_pairs(query, prepared, choice), spread=spread)
+            query = _over_pairs(query, prepared, choice)
+            query = replace(query, spread=prepared.num_tokens) if self._stays else query
         return Selection(query, table, choice)
 
     def _settle(

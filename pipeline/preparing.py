@@ -36,9 +36,9 @@ class Preparer:
         least = self._budget_tokens(0)
         for index, question in enumerate(job.questions):
             probe = self._frame.probe(question.id, question.text, question.answer_prefix)
-            if problem := self._room.problem(probe, question.max_new_tokens, least):
+            if problem := self._room.problem(probe, question.max_new_tokens, least, 0):
                 raise JobError(f"questions[{index}] ({question.id}): {problem}")
-        if problem := self._room.problem(self._frame.probe("", "?"), 1, least):
+        if problem := self._room.problem(self._frame.probe("", "?"), 1, least, 0):
             raise JobError(f"read, keep: {problem}")
 
     def prepare(self, document: Document) -> Prepared:
@@ -92,7 +92,8 @@ class Preparer:
             probe = self._frame.probe(asked.question_id, asked.text, asked.answer_prefix)
         except DocumentError as error:
             return fail(document, asked, "prepare", type(error).__name__, str(error))
-        if problem := self._room.problem(probe, asked.max_new_tokens, self._budget_tokens(document_tokens)):
+        budget = self._budget_tokens(document_tokens)
+        if problem := self._room.problem(probe, asked.max_new_tokens, budget, document_tokens):
             return fail(document, asked, "prepare", "QuestionTooLong", problem)
         if not document_tokens:
             return fail(document, asked, "prepare", "EmptyDocument", "the tokenizer finds no tokens in the text")

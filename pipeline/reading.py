@@ -30,7 +30,7 @@ class DocumentReader(Preparer):
         """``scorer`` and ``budget``: the job's own. Raises as ``Preparer``."""
         super().__init__(job, reading, budget)
         saying = Saying(scorer, job.keep.block_tokens, reading.frame.tokenizer.decode)
-        self._chooser = Chooser(job, saying, budget, self._room, self._separator)
+        self._chooser = Chooser(job, saying, budget, self._separator)
         self._second_round = second_round_of(job, budget, self._room, self._separator)
 
     def advance(self, prepared: Prepared, encoded: Sequence[Encoded]) -> Prepared | list[Selection]:

@@ -7,21 +7,9 @@ refused with the sum and with what to lower.
 from __future__ import annotations
 
 from configs.schema import Job
-from workers.hf import ModelShape
 from workers.loading import Reading
 from workers.messages import Probe
 from workers.selection.budgets.base import Budget
-
-
-def stays_in_place(job: Job, shape: ModelShape) -> bool:
-    """Whether kept pairs are answered over where they stood, if that fits: not what was read at compact positions in
-    the first place, nor where layers count their window in pairs."""
-    return (
-        job.keeps_pairs
-        and job.answer.positions != "compact"
-        and job.read.context != "carried"
-        and not any(shape.windows)
-    )
 
 
 class Room:
@@ -35,7 +23,6 @@ class Room:
         self._repeat_tokens = len(reading.frame.repetition)
         self._budget = budget
         self._job = job
-        self._stays = stays_in_place(job, reading.shape)
         self._amount = "keep.budget.tokens" if job.keep.budget.fraction is None else "keep.budget.fraction"
 
     def chunk_tokens(self, probe: Probe) -> int:
@@ -44,31 +31,25 @@ class Room:
         free = self._window - self._anchor_tokens - len(probe.token_ids)
         return max(1, free // block) * block
 
-    def problem(self, probe: Probe, max_new_tokens: int, budget_tokens: int) -> str | None:
-        """Why a question cannot be asked of a document with this budget, or None where every pass fits."""
+    def problem(self, probe: Probe, max_new_tokens: int, budget_tokens: int, document_tokens: int) -> str | None:
+        """Why a question cannot be asked of such a document with this budget, or None where every pass fits."""
         encode = {
             "prompt": self._anchor_tokens,
             "read.chunk_tokens": self._job.read.chunk_tokens,
             **self._before_chunk(budget_tokens),
             **self._behind_chunk(probe),
         }
+        stays = self._job.answer.positions == "original"
         answer = {
             "prompt": self._anchor_tokens,
-            **self._kept(budget_tokens),
+            **({"document": document_tokens} if stays else self._kept(budget_tokens)),
             "question": len(probe.token_ids),
             "max_new_tokens": max_new_tokens,
         }
         also = f" or {self._amount}" if self._before_chunk(budget_tokens) else ""
         return self._refuse(encode, f"read.chunk_tokens{also}") or self._refuse(
-            answer, f"{self._amount} or max_new_tokens"
+            answer, "max_new_tokens, or set answer.positions: compact" if stays else f"{self._amount} or max_new_tokens"
         )
-
-    def spread(self, document_tokens: int, probe: Probe, max_new_tokens: int) -> int | None:
-        """As ``Query.spread``: how many positions kept pairs are spread over; None where they are moved together."""
-        if not self._stays:
-            return None
-        needs = self._anchor_tokens + document_tokens + len(probe.token_ids) + max_new_tokens
-        return document_tokens if needs <= self._window else None
 
     def _before_chunk(self, budget_tokens: int) -> dict[str, int]:
         """What a chunk is read behind, besides the anchor. A narrowed text is cut to what fits and needs no sum."""

@@ -132,6 +132,11 @@ def _check_windows(stages: Stages, shape: ModelShape) -> None:
             f"read.pruning.kind: depth leaves gaps between the tokens that go on, but {narrow}, in which tokens are "
             "neighbours; allowed for this model: none, gate"
         )
+    if answer.positions == "original":
+        raise ModelError(
+            f"answer.positions: original leaves gaps between kept pairs, but {narrow}, counted in pairs; allowed for "
+            "this model: compact"
+        )
     if shape.full_layers:
         return
     looking = (

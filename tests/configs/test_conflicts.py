@@ -51,6 +51,9 @@ CONFLICTS = [
      "keep.scorer.kind: accumulated sums what all later tokens", "read.pattern.kind: dense, or another scorer"),
     (["read.pruning={kind: gate, threshold: 0.01}", "keep.scorer.kind=accumulated"],
      "keep.scorer.kind: accumulated sums what all later tokens", "read.pruning.kind: none, or another scorer"),
+    (["answer.positions=original"], "answer.positions: original leaves", "answer.over: kept, or answer.positions"),
+    (["answer.over=kept", "answer.positions=original", "read.context=carried"],
+     "answer.positions: original leaves", "read.context: isolated"),
     (["answer.reader={kind: top_pages, page_tokens: 64, tokens: 32}"],
      "answer.reader.tokens: 32 is less than one page (answer.reader.page_tokens: 64)", "64 or more"),
 ]  # fmt: skip

@@ -73,37 +73,23 @@ class TestKeptPairs:
         sources = {chunk.start for source in query.sources for chunk in source.chunks}
         assert sources == {place // 64 * 64 for place in places}
 
-    @pytest.mark.parametrize(
-        ("over", "positions", "context", "letters", "stays"),
-        [
-            ("kept", "auto", "isolated", 300, True),
-            ("kept", "auto", "isolated", 5000, False),
-            ("kept", "compact", "isolated", 300, False),
-            ("kept", "auto", "carried", 300, False),
-            ("reread", "auto", "isolated", 300, False),
-        ],
-    )
-    def test_they_stay_where_they_stood_if_the_document_fits_and_was_read_so(
-        self, tiny_model: Path, over: str, positions: str, context: str, letters: int, stays: bool
+    @pytest.mark.parametrize(("positions", "spread"), [("compact", None), ("original", 300)])
+    def test_they_are_moved_together_or_stay_where_they_stood(
+        self, tiny_model: Path, positions: str, spread: int | None
     ) -> None:
-        reader = reader_of(
-            tiny_model, answer={"over": over, "positions": positions}, read={"chunk_tokens": 64, "context": context}
-        )
-        prepared = reader.prepare(document("b" * letters))
-        _, [selection] = settle(reader, prepared, hot(prepared), offered=(((0, 64),),) if over == "kept" else None)
-        assert selection.query.spread == (letters if stays else None)
+        reader = reader_of(tiny_model, answer={"over": "kept", "positions": positions})
+        prepared = reader.prepare(document(TEXT))
+        _, [selection] = settle(reader, prepared, hot(prepared, A=10), offered=(((0, 64),),))
+        assert selection.query.spread == spread
 
-    def test_the_window_bounds_document_question_and_answer_together(self, tiny_model: Path) -> None:
-        """To the token: one letter more, and kept pairs are moved together."""
-        reader = reader_of(tiny_model, answer={"over": "kept"})
-        made = job(tiny_model)
-        around = reader.prepare(document("b"))
-        reading = load_reading(made)
-        fits = reading.shape.window - len(reading.frame.anchor) - len(around.probes[0].token_ids) - 8
-        for letters, spread in ((fits, fits), (fits + 1, None)):
-            prepared = reader.prepare(document("b" * letters))
-            _, [selection] = settle(reader, prepared, hot(prepared), offered=(((0, 64),),))
-            assert selection.query.spread == spread
+    def test_the_window_bounds_a_document_whose_pairs_stay(self, tiny_model: Path) -> None:
+        """To the token: one letter more is refused, with what to do."""
+        reader = reader_of(tiny_model, answer={"over": "kept", "positions": "original"})
+        reading, [probe] = load_reading(job(tiny_model)), reader.prepare(document("b")).probes
+        fits = reading.shape.window - len(reading.frame.anchor) - len(probe.token_ids) - 8
+        assert not reader.prepare(document("b" * fits)).failures
+        [failure] = reader.prepare(document("b" * (fits + 1))).failures
+        assert f"document {fits + 1} + " in failure.message and "answer.positions: compact" in failure.message
 
     def test_each_layer_and_head_keeps_its_own_and_the_spans_show_what_they_share(self, tiny_model: Path) -> None:
         """The first head looks at what is hot, the others at the end, then at the beginning; the last may not keep

@@ -38,13 +38,18 @@ class Workbench:
         self.loaded = LoadedModel(self.model, self.backend, self.frame, ModelSource(directory, "weights", "tokenizer"))
 
     def method(
-        self, *, read: dict[str, Any] | None = None, keep: dict[str, Any] | None = None, over: str = "reread"
+        self,
+        *,
+        read: dict[str, Any] | None = None,
+        keep: dict[str, Any] | None = None,
+        over: str = "reread",
+        positions: str = "compact",
     ) -> Method:
         """The method with these keys of a job, small blocks and 4 tokens of widening."""
         stages = Stages(
             Read.model_validate(read or {}),
             Keep.model_validate({"block_tokens": 16, "widen_tokens": 4} | (keep or {})),
-            AnswerOver.model_validate({"over": over}),
+            AnswerOver.model_validate({"over": over, "positions": positions}),
         )
         return method_of(stages, self.model.shape, "weights", profile_of(self.model.shape))
 

@@ -74,10 +74,12 @@ METHODS: dict[str, dict[str, Any]] = (
         f"carried {name}": {"read": {"context": "carried"}, "keep": {"scorer": SCORERS[name]}, "over": "kept"}
         for name in ("streaming", "window", "accumulated")
     }
+    | {"positions original": {"over": "kept", "positions": "original"}}
 )  # fmt: skip
 
 REFUSED: dict[str, str] = {
     "pruning depth": "read.pruning.kind",
+    "positions original": "answer.positions",
 }
 
 
