@@ -1,8 +1,8 @@
-"""What the store keeps, and under which name: ``KVBlock`` under ``BlockKey``, the digest of an ``Identity``.
+"""What the store keeps, and under which name: ``KVBlock`` under ``BlockKey``, the digest of its ``Identity``.
 
 Every layer and kv head keeps tokens of its own, so pairs are ragged: N rows in all. Suffixes: L layers, G kv
-heads, D head dimension, T tokens that one head keeps, N the sum of them over layers and heads; R rows and H heads
-that a scorer reports, B blocks of the chunk.
+heads, E layers times kv heads, D head dimension, T tokens that one head keeps, N the sum of them over layers and heads;
+R rows and H heads that a scorer reports, B blocks of the chunk.
 
 Invariants: a token that a head drops costs no byte; everything that decides an entry's bytes is a field of
 ``Identity``, so two blocks of one key are interchangeable; every field, its name and its type reach the digest; a
@@ -12,8 +12,8 @@ block is never written to after it was made.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from itertools import accumulate
 from typing import NamedTuple
@@ -22,9 +22,10 @@ import numpy as np
 import torch
 from blake3 import blake3
 
-FORMAT_VERSION = 2
+from cache_store.pairs import PAIR_DTYPES, Packed, pack, unpack
 
-PAIR_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+FORMAT_VERSION = 3
+
 _HEX = re.compile(r"[0-9a-f]{64}")
 _INT32 = np.iinfo(np.int32)
 
@@ -61,10 +62,10 @@ class Identity:
 
     ``weights``, ``tokenizer``: fingerprints. ``attention``: name of the backend. ``rope``, ``reading`` (which earlier
     tokens a token reads, what is dropped on the way), ``scorer`` (with its profile's digest) and ``budget`` (with
-    block and widening): canonical JSON. ``layers``: half-open range whose pairs are stored, (0, 0) for scores only.
-    ``heads``: kv heads, head dimension. ``question``: digest of the question's tokens, None where the entry serves
-    every question. ``chunk``: digest of its tokens. ``context``: digest of what the chunk was read after (anchor
-    tokens, carried kept sets).
+    block and widening): canonical JSON. ``codec``: of the pairs (``pairs``). ``layers``: half-open range whose pairs
+    are stored, (0, 0) for scores only. ``heads``: kv heads, head dimension. ``question``: digest of the question's
+    tokens, None where the entry serves every question. ``chunk``: digest of its tokens. ``context``: digest of what
+    the chunk was read after (anchor tokens, carried kept sets).
     """
 
     tenant: str
@@ -78,6 +79,7 @@ class Identity:
     reading: str
     scorer: str
     budget: str
+    codec: str
     question: str | None
     chunk: str
     context: str
@@ -86,6 +88,16 @@ class Identity:
         """Digest of the format version and every field; TypeError for a value without canonical form."""
         named = tuple((field.name, getattr(self, field.name)) for field in fields(self))
         return BlockKey(blake3(_record(("foveate.block", FORMAT_VERSION, named))).digest())
+
+    @property
+    def record(self) -> dict[str, object]:
+        """Every field by its name, as plain JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, object]) -> Identity:
+        """What ``record`` gave; TypeError for other fields."""
+        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in record.items()})  # type: ignore[arg-type]
 
 
 class HeadPairs(NamedTuple):
@@ -100,26 +112,30 @@ class HeadPairs(NamedTuple):
 class KVBlock:
     """What one chunk left behind for one question, in host memory.
 
-    ``counts_LG``: int32, how many tokens each layer and kv head keeps; L may be 0 (scores only). The N rows of the
-    others are theirs, layer by layer and in it head by head. ``positions_N``: int32, relative to the chunk's start,
-    so that equal chunks of different documents share an entry; they rise within each head. ``keys_ND`` are not
-    rotated; both they and ``values_ND`` are float32, bfloat16 or float16. ``scores_RHB``: float32, what the scorer
-    said of each block. Readers must not write to any of them. Raises ValueError for shapes, dtypes, devices, counts
-    or positions that do not fit.
+    ``cost``: how many tokens must be read to compute it again. ``counts_LG``: int32, how many tokens each layer and kv
+    head keeps; L may be 0 (scores only). The N rows of the others are theirs, layer by layer and in it head by head.
+    ``positions_N``: int32, relative to the chunk's start, so that equal chunks of different documents share an entry;
+    they rise within each head. ``keys_ND`` are not rotated; both they and ``values_ND`` are as the identity's codec
+    holds them, with ``key_scales_ED`` and ``value_scales_ED`` where it is int8 (else [0, D]). ``scores_RHB``: float32,
+    what the scorer said of each block. Readers must not write to any of them. Raises ValueError for shapes, dtypes,
+    devices, counts or positions that do not fit.
     """
 
-    key: BlockKey
+    identity: Identity
+    cost: int
     counts_LG: torch.Tensor
     positions_N: torch.Tensor
     keys_ND: torch.Tensor
     values_ND: torch.Tensor
+    key_scales_ED: torch.Tensor
+    value_scales_ED: torch.Tensor
     scores_RHB: torch.Tensor
 
     def __post_init__(self) -> None:
         keys, values = self.keys_ND, self.values_ND
         _require(self.counts_LG, "counts_LG", dims=2, dtypes=(torch.int32,))
         _require(self.positions_N, "positions_N", dims=1, dtypes=(torch.int32,))
-        _require(keys, "keys_ND", dims=2, dtypes=PAIR_DTYPES)
+        _require(keys, "keys_ND", dims=2, dtypes=(*PAIR_DTYPES, torch.int8))
         _require(values, "values_ND", dims=2, dtypes=(keys.dtype,))
         _require(self.scores_RHB, "scores_RHB", dims=3, dtypes=(torch.float32,))
         if bool((self.counts_LG < 0).any()):
@@ -129,18 +145,51 @@ class KVBlock:
         for name, rows in (("positions_N", len(self.positions_N)), ("keys_ND", len(keys))):
             if rows != self._bounds[-1]:
                 raise ValueError(f"{name}: {rows} rows, but counts_LG: {self._bounds[-1]}")
+        entries = self.counts_LG.numel() if keys.dtype == torch.int8 else 0
+        for name in ("key_scales_ED", "value_scales_ED"):
+            scales = getattr(self, name)
+            _require(scales, name, dims=2, dtypes=(torch.float32,))
+            if scales.shape != (entries, keys.shape[1]):
+                raise ValueError(f"{name}: {tuple(scales.shape)}; allowed here: {(entries, keys.shape[1])}")
         self._require_order()
 
     @classmethod
-    def of_heads(cls, key: BlockKey, heads: Sequence[Sequence[HeadPairs]], scores_RHB: torch.Tensor) -> KVBlock:
-        """The block of ``heads[layer][head]``, copied into host memory; no layers: scores only."""
+    def of_heads(
+        cls, identity: Identity, cost: int, heads: Sequence[Sequence[HeadPairs]], scores_RHB: torch.Tensor
+    ) -> KVBlock:
+        """The block of ``heads[layer][head]``, packed into host memory; no layers: scores only."""
         flat = [pairs for layer in heads for pairs in layer]
         if not flat:
             none = torch.empty(0, 0)
-            return cls(key, none.int(), none.int().flatten(), none, none, scores_RHB.cpu())
+            return cls.of_rows(identity, cost, none.int(), HeadPairs(none.int().flatten(), none, none), scores_RHB)
         counts_LG = torch.tensor([[len(pairs.positions_T) for pairs in layer] for layer in heads], dtype=torch.int32)
-        positions, keys, values = (torch.cat(tensors).cpu() for tensors in zip(*flat, strict=True))
-        return cls(key, counts_LG, positions.int(), keys, values, scores_RHB.cpu())
+        rows = HeadPairs(*(torch.cat(tensors) for tensors in zip(*flat, strict=True)))
+        return cls.of_rows(identity, cost, counts_LG, rows, scores_RHB)
+
+    @classmethod
+    def of_rows(
+        cls, identity: Identity, cost: int, counts_LG: torch.Tensor, rows: HeadPairs, scores_RHB: torch.Tensor
+    ) -> KVBlock:
+        """The block of all heads' rows, one head behind the other, packed into host memory as its identity says."""
+        positions_N, keys_ND, values_ND = (tensor.cpu() for tensor in rows)
+        keys = pack(keys_ND, counts_LG.flatten(), identity.codec)
+        values = pack(values_ND, counts_LG.flatten(), identity.codec)
+        return cls(
+            identity,
+            cost,
+            counts_LG,
+            positions_N.int(),
+            keys.rows_ND,
+            values.rows_ND,
+            keys.scales_ED,
+            values.scales_ED,
+            scores_RHB.cpu(),
+        )
+
+    @cached_property
+    def key(self) -> BlockKey:
+        """The name of the entry."""
+        return self.identity.key()
 
     def rows(self, layer: int, head: int) -> slice:
         """Where the pairs of a layer and kv head lie among the N."""
@@ -155,17 +204,30 @@ class KVBlock:
         return self.positions_N[self.rows(layer, head)]
 
     def keys(self, layer: int, head: int) -> torch.Tensor:
-        """Un-rotated keys of a layer and kv head, [T, D], a view."""
-        return self.keys_ND[self.rows(layer, head)]
+        """Un-rotated keys of a layer and kv head, [T, D], as floats."""
+        return self._head(layer, head)[0]
 
     def values(self, layer: int, head: int) -> torch.Tensor:
-        """Values of a layer and kv head, [T, D], a view."""
-        return self.values_ND[self.rows(layer, head)]
+        """Values of a layer and kv head, [T, D], as floats."""
+        return self._head(layer, head)[1]
+
+    def pairs(self, rows_K: torch.Tensor, entries_K: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Un-rotated keys and values [K, D] of these of the N rows, as floats. ``entries_K``: which layer and head each
+        is of, counted as the rows are."""
+        return (
+            unpack(Packed(self.keys_ND, self.key_scales_ED), rows_K, entries_K),
+            unpack(Packed(self.values_ND, self.value_scales_ED), rows_K, entries_K),
+        )
+
+    def _head(self, layer: int, head: int) -> tuple[torch.Tensor, torch.Tensor]:
+        rows = self.rows(layer, head)
+        entry = layer * self.counts_LG.shape[1] + head
+        return self.pairs(torch.arange(rows.start, rows.stop), torch.full((rows.stop - rows.start,), entry))
 
     @property
     def tensors(self) -> dict[str, torch.Tensor]:
         """Every tensor by the name of its field."""
-        return {field.name: getattr(self, field.name) for field in fields(self) if field.name != "key"}
+        return {name: getattr(self, name) for name in TENSORS}
 
     @property
     def num_bytes(self) -> int:
@@ -188,6 +250,10 @@ class KVBlock:
                 f"positions_N: {int(positions[row + 1])} comes after {int(positions[row])} in one head; "
                 "allowed: positions that rise"
             )
+
+
+TENSORS = tuple(field.name for field in fields(KVBlock) if field.name not in ("identity", "cost"))
+"""The names of a block's tensors."""
 
 
 def digest_tokens(*runs: Sequence[int]) -> str:

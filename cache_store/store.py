@@ -76,14 +76,15 @@ class TieredStore:
                 raise UnusableTier(f"store.tiers[{index}].{error}") from error
         return cls(tiers)
 
-    def get(self, key: BlockKey) -> KVBlock | None:
-        """The block of this key from the fastest tier that has it, or None. Its tensors are read-only."""
+    def get(self, key: BlockKey, layers: range | None = None) -> KVBlock | None:
+        """The block of this key from the fastest tier that has it, or None. Its tensors are read-only. With ``layers``
+        the pairs of all others may be left out; such a part is not promoted."""
         for index, tier in enumerate(self._tiers):
-            block = tier.get(key)
+            block = tier.get(key, layers)
             if block is not None:
                 with self._lock:
                     self._hits[tier.name] += 1
-                if index > 0:
+                if index > 0 and layers is None:
                     self._count("promotions")
                     self._settle(self._tiers[0].put(block), below=1)
                 return block

@@ -40,11 +40,14 @@ class Read(Closed):
 class Keep(Closed):
     """What survives reading. Each kept block is widened by ``widen_tokens`` on both sides, so that a fact
     on a block border is not cut; the widened tokens count against the budget. ``question: unknown`` reads and
-    keeps without looking at the questions, so that what was kept serves every later one."""
+    keeps without looking at the questions, so that what was kept serves every later one. ``codec``: how the numbers of
+    kept pairs are held, from the moment they are kept: as the model computes them, as shorter floats, or as 8-bit
+    integers with a scale for each channel of each head."""
 
     block_tokens: Positive = 32
     widen_tokens: Natural = 16
     question: Literal["known", "unknown"] = "known"
+    codec: Literal["model", "float32", "bfloat16", "float16", "int8"] = "model"
     scorer: Scorer = ProbeScorer()
     budget: Budget = UniformBudget()
 

@@ -20,7 +20,7 @@ from cache_store.store import TieredStore
 from workers.context import Carried, Context
 from workers.encoder import ChunkReading, Encoder, Reads, observation_record
 from workers.generate import Prompt, forced_logits, generate
-from workers.keeping import Keeping, KeptDocument, assemble, kept_block, offered_by, scores_only
+from workers.keeping import Entry, Keeping, KeptDocument, assemble, kept_block, offered_by, scores_only
 from workers.loaded import LoadedModel
 from workers.messages import Answered, Ask, Chunk, ChunkRelevance, Encode, Encoded, Generated, Interval, Probe, Query
 from workers.method import Method
@@ -65,6 +65,7 @@ class Engine:
             reading=json.dumps(method.record | observation_record(method.scorer, loaded.frame), sort_keys=True),
             scorer=json.dumps(method.scorer.record, sort_keys=True),
             budget="",
+            codec=method.codec if method.keeps_pairs else "model",
             question=None,
             chunk="",
             context="",
@@ -112,19 +113,24 @@ class Engine:
     def _kept(self, task: Encode) -> tuple[list[list[BlockKey]], list[list[KVBlock]], int]:
         """Keys and blocks [chunk][probe] of a task ([chunk][0] where no question is looked at), and how many of its
         chunks came from the store."""
-        keys = self._keys(task)
+        named = self._identities(task)
+        keys = [[identity.key() for identity in row] for row in named]
         found = [[self.store.get(key) for key in row] for row in keys]
         complete = [[block for block in row if block is not None] for row in found]
         if all(len(kept) == len(row) for kept, row in zip(complete, keys, strict=True)):
             return keys, complete, len(keys)
-        blocks = self._read(task, keys)
+        blocks = self._read(task, named)
         for row in blocks:
             for block in row:
                 self.store.put(block)
         return keys, blocks, 0
 
     def _keys(self, task: Encode) -> list[list[BlockKey]]:
-        """Names of what each chunk leaves for each probe. What a chunk was read after is part of the name: anchor,
+        """Names of what ``_identities`` describes."""
+        return [[identity.key() for identity in row] for row in self._identities(task)]
+
+    def _identities(self, task: Encode) -> list[list[Identity]]:
+        """What each chunk leaves for each probe. What a chunk was read after is part of the name: anchor,
         preface, and in carried reading everything that shaped the carried set. Where a chunk starts is part of it for
         scorers that look at no layer: they have nothing but places to choose pairs by."""
         by_place = self._method.keeps_pairs and not self._method.scorer.layers
@@ -134,15 +140,15 @@ class Engine:
             [digest_tokens(probe.token_ids, probe.scored) for probe in task.probes] if self._method.asks else [None]
         )
         named = replace(self._identity, budget=self._budget_record(task.budget_tokens))
-        keys = []
+        identities = []
         for chunk in task.chunks:
             digest = digest_tokens(chunk.token_ids, [chunk.start] if by_place else [])
-            keys.append([replace(named, question=q, chunk=digest, context=context).key() for q in questions])
+            identities.append([replace(named, question=q, chunk=digest, context=context) for q in questions])
             if self._method.carries:
                 context = digest_tokens(list(bytes.fromhex(context)), list(bytes.fromhex(digest)))
-        return keys
+        return identities
 
-    def _read(self, task: Encode, keys: list[list[BlockKey]]) -> list[list[KVBlock]]:
+    def _read(self, task: Encode, identities: list[list[Identity]]) -> list[list[KVBlock]]:
         """Compute what ``_kept`` did not find, chunk by chunk."""
         method = self._method
         carried = Carried(
@@ -154,10 +160,11 @@ class Engine:
         )
         before = self._anchor.followed_by(self._loaded, task.preface)
         rows = []
-        for chunk, row_keys in zip(task.chunks, keys, strict=True):
+        for chunk, row in zip(task.chunks, identities, strict=True):
             reading = self._encoder.read(chunk.token_ids, task.probes, carried.behind(before))
             said = self._said(chunk, reading, task.probes) if method.keeps_pairs or method.carries else []
-            rows.append(self._leave(row_keys, reading, said, task.budget_tokens))
+            entries = self._entries(row, chunk, reading, task.probes)
+            rows.append(self._leave(entries, reading, said, task.budget_tokens))
             if method.carries and reading.pairs is not None:
                 carried.add(chunk, reading.pairs, reading.places, said)
         return rows
@@ -170,20 +177,34 @@ class Engine:
             for scores_RHB, probe in zip(scores, probes, strict=self._method.asks)
         ]
 
+    def _entries(
+        self, row: Sequence[Identity], chunk: Chunk, reading: ChunkReading, probes: Sequence[Probe]
+    ) -> list[Entry]:
+        """What a chunk leaves for each probe, without its pairs; once, where the scorer looks at none."""
+        [scores], length = reading.scores, len(chunk.token_ids)
+        match self._method.scorer.observer:
+            case "probe":
+                costs = [length + len(probe.token_ids) for probe in probes]
+            case "repeat":
+                costs = [2 * length]
+            case _:
+                costs = [length]
+        return [Entry(*parts) for parts in zip(row, costs, scores, strict=True)]
+
     def _leave(
-        self, keys: Sequence[BlockKey], reading: ChunkReading, said: Sequence[ChunkScores], tokens: int
+        self, entries: Sequence[Entry], reading: ChunkReading, said: Sequence[ChunkScores], tokens: int
     ) -> list[KVBlock]:
-        """What a chunk leaves under each name: its scores, and for answers over kept pairs what it offers."""
-        [scores], method = reading.scores, self._method
+        """What a chunk leaves: its scores, and for answers over kept pairs what it offers."""
+        method = self._method
         if not method.keeps_pairs:
-            return [scores_only(key, scores_RHB) for key, scores_RHB in zip(keys, scores, strict=True)]
+            return [scores_only(entry) for entry in entries]
         assert reading.pairs is not None
         keeping = Keeping(method.budget, tokens, method.rule.block_tokens, method.widen_tokens)
         left = []
-        for key, scores_RHB, own in zip(keys, scores, said, strict=True):
+        for entry, own in zip(entries, said, strict=True):
             [shares_LGB] = method.scorer.settle([own])
             choice = keeping.offer(len(reading.places), shares_LGB)
-            left.append(kept_block(key, self._model, reading.pairs, reading.places, choice, scores_RHB))
+            left.append(kept_block(entry, self._model, reading.pairs, reading.places, choice))
         return left
 
     def _offered(self, block: KVBlock) -> tuple[tuple[Interval, ...], ...] | None:

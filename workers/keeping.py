@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cache_store.block import BlockKey, KVBlock
+from cache_store.block import HeadPairs, Identity, KVBlock
 from workers.context import positions_of
 from workers.hf import LanguageModel
 from workers.messages import Chunk, Interval, Query
@@ -58,15 +58,23 @@ def joined(intervals: Sequence[Interval]) -> tuple[Interval, ...]:
     return tuple(union)
 
 
-def scores_only(key: BlockKey, scores_RHB: Tensor) -> KVBlock:
+@dataclass(frozen=True)
+class Entry:
+    """An entry in the making: what it is, how many tokens were read for it, what the scorer said."""
+
+    identity: Identity
+    cost: int
+    scores_RHB: Tensor
+
+
+def scores_only(entry: Entry) -> KVBlock:
     """The entry of a chunk of which text is kept, and no pairs."""
-    return KVBlock.of_heads(key, [], scores_RHB)
+    return KVBlock.of_heads(entry.identity, entry.cost, [], entry.scores_RHB)
 
 
-def kept_block(
-    key: BlockKey, model: LanguageModel, pairs: Segment, places: range, choice: Choice, scores_RHB: Tensor
-) -> KVBlock:
-    """The entry of a chunk: the chosen pairs of a reading at ``places``, un-rotated."""
+def kept_block(entry: Entry, model: LanguageModel, pairs: Segment, places: range, choice: Choice) -> KVBlock:
+    """The entry of a chunk: the chosen pairs of a reading at ``places``, un-rotated, as the identity's codec holds
+    them."""
     shape = model.shape
     positions = {kept: positions_of(kept) for kept in set(choice.kept)}
     counts, rows, keys, values = [], [], [], []
@@ -80,7 +88,8 @@ def kept_block(
         keys.append(model.unrotate(keys_TD[:, None], rows[-1] + places.start, layer=layer)[:, 0].cpu())
         values.append(pairs.values[layer][rows[-1], heads_T].cpu())
     counts_LG = torch.tensor(counts, dtype=torch.int32)
-    return KVBlock(key, counts_LG, torch.cat(rows).int(), torch.cat(keys), torch.cat(values), scores_RHB)
+    kept = HeadPairs(torch.cat(rows), torch.cat(keys), torch.cat(values))
+    return KVBlock.of_rows(entry.identity, entry.cost, counts_LG, kept, entry.scores_RHB)
 
 
 def offered_by(block: KVBlock) -> tuple[tuple[Interval, ...], ...]:
@@ -178,8 +187,9 @@ def _packed(
     for query, (_, parts) in enumerate(kept):
         for block, index_K, places_K, heads_K, bounds in parts:
             own = slice(*bounds[layer : layer + 2])
-            keys.append(block.keys_ND[index_K[own]])
-            values.append(block.values_ND[index_K[own]])
+            entries_K = torch.from_numpy(heads_K[own] + layer * model.shape.num_kv_heads)
+            for tensors, found_KD in zip((keys, values), block.pairs(index_K[own], entries_K), strict=True):
+                tensors.append(found_KD)
             places.append(places_K[own])
             runs.append(heads_K[own] * len(kept) + query)
     run_S = np.concatenate(runs)

@@ -30,12 +30,13 @@ from workers.sparse import GateDrop
 class Method:
     """How a job reads, keeps and answers. ``record``: everything but the scorer's own that decides what reading
     computes, as plain JSON values; ``carries``: chunks read what earlier ones left; ``keeps_pairs``: answers come from
-    kept pairs; ``reader``: what steps of decoding read in place of a segment."""
+    kept pairs, held as ``codec`` says; ``reader``: what steps of decoding read in place of a segment."""
 
     scorer: Scorer
     budget: Budget
     rule: ReadingRule
     record: dict[str, object]
+    codec: str
     widen_tokens: int
     carries: bool
     keeps_pairs: bool
@@ -80,6 +81,7 @@ def method_of(stages: Stages, shape: ModelShape, weights: str, profile: Profile 
         budget=budget_of(keep, shape=shape, weights=weights),
         rule=rule,
         record=_record_of(read, rule),
+        codec=keep.codec,
         widen_tokens=keep.widen_tokens,
         carries=read.context == "carried",
         keeps_pairs=answer.over == "kept",

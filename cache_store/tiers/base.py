@@ -56,8 +56,9 @@ class Tier(Protocol):
         """What happened since the tier was opened."""
         ...
 
-    def get(self, key: BlockKey) -> KVBlock | None:
-        """The block last put under ``key``; None where it is absent or unreadable. Counts as a use."""
+    def get(self, key: BlockKey, layers: range | None = None) -> KVBlock | None:
+        """The block last put under ``key``; None where it is absent or unreadable. Counts as a use. With ``layers`` a
+        tier may leave out the pairs of all others, where that saves reading them."""
         ...
 
     def put(self, block: KVBlock) -> tuple[KVBlock, ...]:

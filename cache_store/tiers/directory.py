@@ -69,13 +69,6 @@ class EntryDirectory:
         """The entry of this key, None where there is none."""
         return _stat(key, self.path_of(key))
 
-    def read(self, key: BlockKey) -> bytes | None:
-        """The entry's bytes, None where there is none."""
-        try:
-            return self.path_of(key).read_bytes()
-        except FileNotFoundError:
-            return None
-
     def publish(self, key: BlockKey, content: bytes) -> None:
         """Make ``content`` the entry of this key, durably and at once; on OSError nothing new is left."""
         target = self.path_of(key)

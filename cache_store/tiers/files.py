@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from cache_store.block import BlockKey, KVBlock
-from cache_store.codec import decode, encode
+from cache_store.codec import decode_file, encode
 from cache_store.errors import CorruptBlock, OtherVersion, UnusableTier
 from cache_store.eviction import LeastRecentlyUsed
 from cache_store.tiers.base import TierCounters
@@ -71,11 +71,13 @@ class FilesTier:
         with self._books:
             return TierCounters(**self._counts)
 
-    def get(self, key: BlockKey) -> KVBlock | None:
-        """The block last put under ``key`` by any process; None where it is absent, unreadable or damaged."""
+    def get(self, key: BlockKey, layers: range | None = None) -> KVBlock | None:
+        """The block last put under ``key`` by any process, mapped from its file; None where it is absent, unreadable
+        or damaged. With ``layers``, the pairs of these layers."""
         try:
-            content = self._directory.read(key)
-            block = None if content is None else decode(content, key)
+            block: KVBlock | None = decode_file(self._directory.path_of(key), key, layers)
+        except FileNotFoundError:
+            block = None
         except OSError:
             self._count("read_errors")
             return None

@@ -48,8 +48,8 @@ class MemoryTier:
         with self._lock:
             return TierCounters(**self._counts)
 
-    def get(self, key: BlockKey) -> KVBlock | None:
-        """The block last put under ``key``, its tensors shared with the tier; None where it is absent."""
+    def get(self, key: BlockKey, layers: range | None = None) -> KVBlock | None:
+        """The whole block last put under ``key``, its tensors shared with the tier; None where it is absent."""
         with self._lock:
             self._rule.touch(key)
             return self._blocks.get(key)
@@ -103,4 +103,4 @@ def _copy(block: KVBlock) -> KVBlock:
     owned = {
         name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in block.tensors.items()
     }
-    return KVBlock(block.key, **owned)
+    return KVBlock(block.identity, block.cost, **owned)

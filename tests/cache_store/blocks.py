@@ -5,15 +5,36 @@ from __future__ import annotations
 import math
 
 import torch
-from blake3 import blake3
 from hypothesis import strategies as st
 
-from cache_store.block import PAIR_DTYPES, BlockKey, HeadPairs, KVBlock
+from cache_store.block import BlockKey, HeadPairs, Identity, KVBlock
+from cache_store.pairs import CODECS, PAIR_DTYPES
+
+
+def make_identity(number: int, codec: str = "model") -> Identity:
+    """One of many; ``number`` is its chunk."""
+    return Identity(
+        tenant="",
+        weights="weights",
+        tokenizer="tokenizer",
+        dtype="torch.float32",
+        attention="cpu",
+        rope="{}",
+        layers=(0, 2),
+        heads=(2, 4),
+        reading="{}",
+        scorer="{}",
+        budget="",
+        codec=codec,
+        question=None,
+        chunk=str(number),
+        context="",
+    )
 
 
 def make_key(number: int) -> BlockKey:
     """One of many keys."""
-    return BlockKey(blake3(str(number).encode()).digest())
+    return make_identity(number).key()
 
 
 def make_block(
@@ -25,13 +46,16 @@ def make_block(
     head_dim: int = 4,
     blocks: int = 2,
     dtype: torch.dtype = torch.float32,
+    codec: str = "model",
 ) -> KVBlock:
-    """A block of random bits (some of them NaN), decided by ``key`` and ``version``; two kv heads, which keep
-    ``tokens`` or up to two fewer: the same for every key and version."""
+    """A block of random bits (some of them NaN, but for a codec that computes), decided by ``key`` and ``version``;
+    two kv heads, which keep ``tokens`` or up to two fewer: the same for every key and version."""
     generator = torch.Generator().manual_seed(key * 1000 + version)
 
     def bits(*shape: int, dtype: torch.dtype) -> torch.Tensor:
         num_bytes = math.prod(shape) * dtype.itemsize
+        if codec != "model":
+            return torch.randn(shape, generator=generator).to(dtype)
         flat = torch.randint(256, (num_bytes,), dtype=torch.uint8, generator=generator)
         return flat.view(dtype).reshape(shape)
 
@@ -47,14 +71,15 @@ def make_block(
         ]
         for layer in counts
     ]
-    return KVBlock.of_heads(make_key(key), heads, bits(1, 3, blocks, dtype=torch.float32))
+    scores_RHB = bits(1, 3, blocks, dtype=torch.float32)
+    return KVBlock.of_heads(make_identity(key, codec), 100 + key, heads, scores_RHB)
 
 
 def same(one: KVBlock | None, other: KVBlock | None) -> bool:
-    """Whether two blocks have the same key, shapes, dtypes and bits."""
+    """Whether two blocks have the same identity, cost, shapes, dtypes and bits."""
     if one is None or other is None:
         return one is other
-    return one.key == other.key and all(
+    return (one.identity, one.cost) == (other.identity, other.cost) and all(
         mine.dtype == theirs.dtype
         and mine.shape == theirs.shape
         and torch.equal(mine.contiguous().view(torch.uint8), theirs.contiguous().view(torch.uint8))
@@ -71,4 +96,5 @@ any_block = st.builds(
     head_dim=st.integers(1, 4),
     blocks=st.integers(0, 3),
     dtype=st.sampled_from(PAIR_DTYPES),
+    codec=st.sampled_from(CODECS),
 )

@@ -13,9 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import cache_store.block
-from cache_store.block import PAIR_DTYPES, BlockKey, HeadPairs, Identity, KVBlock, digest_tokens
+from cache_store.block import BlockKey, HeadPairs, Identity, KVBlock, digest_tokens
 from cache_store.codec import encode
-from tests.cache_store.blocks import make_block, make_key
+from cache_store.pairs import PAIR_DTYPES
+from tests.cache_store.blocks import make_block, make_identity
 
 IDENTITY = Identity(
     tenant="",
@@ -29,6 +30,7 @@ IDENTITY = Identity(
     reading='{"pattern":"dense"}',
     scorer='{"kind":"probe"}',
     budget='{"kind":"uniform"}',
+    codec="model",
     question=None,
     chunk="c",
     context="x",
@@ -70,7 +72,7 @@ def test_the_format_version_changes_the_key(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_the_canonical_form_stays() -> None:
     """Stores outlive this process: whoever changes the form of a key raises FORMAT_VERSION, and this value."""
-    assert IDENTITY.key().hex == "52499e037fddc4cf75dad0f6ae6cf30c9b3063528d3df8c84d6809ca5876553f"
+    assert IDENTITY.key().hex == "f567eed7dc00a3c839a4a48a418e7b67e1d81d5930716dcfe39ffdc7c10acfd7"
 
 
 def test_an_identity_without_canonical_form_is_refused() -> None:
@@ -133,7 +135,7 @@ def test_what_a_head_drops_is_what_the_bytes_shrink_by(layer: int, head: int, dt
     heads = [[pairs_of(whole, 0, 0), pairs_of(whole, 0, 1)], [pairs_of(whole, 1, 0), pairs_of(whole, 1, 1)]]
     for kept in (30, 1, 0):
         heads[layer][head] = HeadPairs(*(tensor[:kept] for tensor in heads[layer][head]))
-        less = KVBlock.of_heads(whole.key, heads, whole.scores_RHB)
+        less = KVBlock.of_heads(whole.identity, whole.cost, heads, whole.scores_RHB)
         dropped = int(whole.counts_LG[layer, head]) - kept
         assert whole.num_bytes - less.num_bytes == dropped * (4 + 2 * 8 * dtype.itemsize)
         content = encode(less)
@@ -153,7 +155,7 @@ def test_every_head_reads_back_its_own_rows(counts: list[list[int]]) -> None:
         )
 
     heads = [[pairs(layer, head, count) for head, count in enumerate(row)] for layer, row in enumerate(counts)]
-    block = KVBlock.of_heads(make_key(0), heads, torch.zeros(1, 1, 1))
+    block = KVBlock.of_heads(make_identity(0), 1, heads, torch.zeros(1, 1, 1))
     assert block.counts_LG.tolist() == counts
     assert len(block.positions_N) == len(block.keys_ND) == len(block.values_ND) == sum(map(sum, counts))
     for layer, row in enumerate(heads):
@@ -168,7 +170,7 @@ def test_a_head_that_a_block_does_not_have_is_refused(layer: int, head: int) -> 
 
 
 def test_scores_alone_are_a_block() -> None:
-    block = KVBlock.of_heads(make_key(0), [], torch.ones(1, 3, 2))
+    block = KVBlock.of_heads(make_identity(0), 1, [], torch.ones(1, 3, 2))
     assert block.counts_LG.shape[0] == 0 and len(block.positions_N) == len(block.keys_ND) == 0
     assert block.num_bytes == 4 * 6
 
@@ -192,6 +194,8 @@ def test_scores_alone_are_a_block() -> None:
         ("values_ND", torch.zeros(8, 4, dtype=torch.bfloat16)),
         ("values_ND", torch.zeros(8, 4, 1)),
         ("values_ND", torch.zeros(7, 4)),
+        ("key_scales_ED", torch.ones(4, 4)),
+        ("value_scales_ED", torch.ones(0, 5)),
         ("scores_RHB", torch.zeros(1, 3, 2, dtype=torch.float16)),
         ("scores_RHB", torch.zeros(1, 3, 2, device="meta")),
     ],
@@ -210,4 +214,4 @@ def test_positions_start_again_with_every_head() -> None:
 def test_a_block_is_frozen() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         make_block().scores_RHB = torch.zeros(1, 3, 2)  # type: ignore[misc]
-    assert {field.name for field in dataclasses.fields(KVBlock)} == {"key", *make_block().tensors}
+    assert {field.name for field in dataclasses.fields(KVBlock)} == {"identity", "cost", *make_block().tensors}

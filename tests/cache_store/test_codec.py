@@ -15,8 +15,9 @@ from safetensors.torch import save
 
 import cache_store.codec
 from cache_store.block import KVBlock
-from cache_store.codec import decode, encode
+from cache_store.codec import decode, decode_file, encode, read_header
 from cache_store.errors import CorruptBlock, OtherVersion
+from cache_store.pairs import CODECS
 from tests.cache_store.blocks import any_block, make_block, make_key, same
 
 SMALL = make_block(layers=1, tokens=1, head_dim=1, blocks=1, dtype=torch.bfloat16)
@@ -122,7 +123,7 @@ def test_an_intact_block_of_another_version_is_told_from_a_damaged_one(monkeypat
 def test_a_file_that_version_1_wrote_is_of_another_version() -> None:
     """Written by the code of that version, whose tensors had other names and shapes."""
     content = Path(__file__).with_name("version_1.safetensors").read_bytes()
-    with pytest.raises(OtherVersion, match="format version 1; this one reads 2"):
+    with pytest.raises(OtherVersion, match="format version 1; this one reads 3"):
         decode(content, make_key(0))
 
 
@@ -131,4 +132,52 @@ def test_the_file_is_plain_safetensors(tmp_path: Path) -> None:
     path.write_bytes(encode(SMALL))
     with safe_open(path, framework="pt") as file:
         assert set(file.keys()) == set(SMALL.tensors)
-        assert SMALL.key.hex in file.metadata()["foveate"]
+        assert f'"weights": "{SMALL.identity.weights}"' in file.metadata()["foveate"]
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_a_file_is_mapped_whole_or_layer_by_layer(tmp_path: Path, codec: str) -> None:
+    block = make_block(layers=4, codec=codec)
+    path = tmp_path / "block.safetensors"
+    path.write_bytes(encode(block))
+    assert same(decode_file(path, block.key), block)
+    some = decode_file(path, block.key, range(1, 3))
+    assert (some.identity, some.cost) == (block.identity, block.cost) and torch.equal(some.scores_RHB, block.scores_RHB)
+    for layer in range(4):
+        for head in range(2):
+            for name in ("positions", "keys", "values"):
+                mine, whole = (getattr(one, name)(layer, head) for one in (some, block))
+                assert torch.equal(mine.view(torch.uint8), (whole if layer in (1, 2) else whole[:0]).view(torch.uint8))
+
+
+def test_damage_in_a_layer_that_nobody_wants_is_nobodys_business(tmp_path: Path) -> None:
+    """And every flipped bit of what is wanted is corrupt, as in a whole block."""
+    block = make_block(layers=2, tokens=3, head_dim=1, blocks=1, dtype=torch.bfloat16)
+    content, path = encode(block), tmp_path / "block.safetensors"
+    outcomes = set()
+    for position in range(len(content)):
+        damaged = bytearray(content)
+        damaged[position] ^= 1
+        path.write_bytes(damaged)
+        for layers in (range(0, 1), range(1, 2)):
+            try:
+                decode_file(path, block.key, layers)
+            except CorruptBlock:
+                outcomes.add((position, layers.start))
+    spared = {(position, layer) for position in range(len(content)) for layer in (0, 1)} - outcomes
+    assert {layer for _, layer in spared} == {0, 1}
+    assert all((position, 1 - layer) in outcomes for position, layer in spared), "each byte is somebody's"
+
+
+def test_a_header_says_whose_an_entry_is_and_reads_no_tensor(tmp_path: Path) -> None:
+    path = tmp_path / "block.safetensors"
+    content = bytearray(encode(SMALL))
+    content[-1] ^= 1
+    path.write_bytes(content)
+    header = read_header(path, SMALL.key)
+    assert (header.identity, header.cost) == (SMALL.identity, SMALL.cost)
+    with pytest.raises(CorruptBlock, match=SMALL.key.hex):
+        read_header(path, make_key(1))
+    path.write_bytes(b"x" * 100)
+    with pytest.raises(CorruptBlock):
+        read_header(path, SMALL.key)

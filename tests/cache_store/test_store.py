@@ -260,3 +260,12 @@ def test_a_store_without_tiers_keeps_nothing() -> None:
     store = TieredStore.from_config(schema.Store(tiers=()))
     store.put(BLOCK)
     assert store.get(BLOCK.key) is None and store.counters.misses == 1
+
+
+def test_a_part_of_an_entry_is_never_promoted(tmp_path: Path) -> None:
+    block = make_block(layers=2)
+    store = TieredStore([MemoryTier(2**20), FilesTier(tmp_path, 2**20)])
+    FilesTier(tmp_path, 2**20).put(block)
+    some = store.get(block.key, range(1))
+    assert some is not None and not len(some.positions(1, 0)) and store.counters.promotions == 0
+    assert same(store.get(block.key), block) and store.counters.promotions == 1

@@ -9,9 +9,10 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cache_store.block import BlockKey, KVBlock
+from cache_store.block import KVBlock
+from tests.cache_store.blocks import make_identity
 from tests.workers.engines import Workbench, tokens
-from workers.keeping import KeptDocument, assemble, joined, kept_block, offered_by
+from workers.keeping import Entry, KeptDocument, assemble, joined, kept_block, offered_by
 from workers.messages import Chunk, Interval, Query
 from workers.segments import Segment
 from workers.selection.budgets.base import Choice
@@ -43,7 +44,7 @@ def block_of(bench: Workbench, places: range, choice: Choice, seed: int) -> tupl
         [torch.randn(len(places), HEADS, DEPTH, generator=generator) for _ in range(LAYERS)] for _ in range(2)
     )
     pairs = Segment(keys, values)
-    return pairs, kept_block(BlockKey(bytes(32)), bench.model, pairs, places, choice, torch.zeros(1, 1, 1))
+    return pairs, kept_block(Entry(make_identity(seed), 1, torch.zeros(1, 1, 1)), bench.model, pairs, places, choice)
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -34,6 +34,7 @@ STAGES: dict[str, tuple[Any, Any]] = {
     "keep.block_tokens": (16, 32),
     "keep.widen_tokens": (4, 5),
     "keep.question": ("known", "unknown"),
+    "keep.codec": ("model", "int8"),
 }
 HARMLESS = {
     "read.chunk_tokens": "a chunk's tokens are in its name",
