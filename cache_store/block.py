@@ -1,103 +1,25 @@
-"""What the store keeps, and under which name: ``KVBlock`` under ``BlockKey``, the digest of its ``Identity``.
+"""What the store keeps: a ``KVBlock``, under the name that its ``Identity`` gives it.
 
 Every layer and kv head keeps tokens of its own, so pairs are ragged: N rows in all. Suffixes: L layers, G kv
 heads, E layers times kv heads, D head dimension, T tokens that one head keeps, N the sum of them over layers and heads;
 R rows and H heads that a scorer reports, B blocks of the chunk.
 
 Invariants: a token that a head drops costs no byte; everything that decides an entry's bytes is a field of
-``Identity``, so two blocks of one key are interchangeable; every field, its name and its type reach the digest; a
-block is never written to after it was made.
+``Identity``, so two blocks of one key are interchangeable; a block is never written to after it was made.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from functools import cached_property
 from itertools import accumulate
 from typing import NamedTuple
 
-import numpy as np
 import torch
-from blake3 import blake3
 
+from cache_store.identity import BlockKey, Identity
 from cache_store.pairs import PAIR_DTYPES, Packed, pack, unpack
-
-FORMAT_VERSION = 3
-
-_HEX = re.compile(r"[0-9a-f]{64}")
-_INT32 = np.iinfo(np.int32)
-
-
-@dataclass(frozen=True)
-class BlockKey:
-    """The name of an entry: a 32-byte digest. Raises ValueError for anything else."""
-
-    digest: bytes
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.digest, bytes) or len(self.digest) != 32:
-            raise ValueError(f"block key: {self.digest!r} is not 32 bytes")
-
-    @property
-    def hex(self) -> str:
-        """The key as 64 lower-case hexadecimal digits."""
-        return self.digest.hex()
-
-    @classmethod
-    def from_hex(cls, text: str) -> BlockKey:
-        """The key that ``hex`` wrote; raises ValueError unless ``text`` is 64 lower-case hex digits."""
-        if _HEX.fullmatch(text) is None:
-            raise ValueError(f"block key: {text!r} is not 64 lower-case hexadecimal digits")
-        return cls(bytes.fromhex(text))
-
-    def __repr__(self) -> str:
-        return f"BlockKey({self.hex[:12]}...)"
-
-
-@dataclass(frozen=True)
-class Identity:
-    """Everything that decides an entry's bytes.
-
-    ``weights``, ``tokenizer``: fingerprints. ``attention``: name of the backend. ``rope``, ``reading`` (which earlier
-    tokens a token reads, what is dropped on the way), ``scorer`` (with its profile's digest) and ``budget`` (with
-    block and widening): canonical JSON. ``codec``: of the pairs (``pairs``). ``layers``: half-open range whose pairs
-    are stored, (0, 0) for scores only. ``heads``: kv heads, head dimension. ``question``: digest of the question's
-    tokens, None where the entry serves every question. ``chunk``: digest of its tokens. ``context``: digest of what
-    the chunk was read after (anchor tokens, carried kept sets).
-    """
-
-    tenant: str
-    weights: str
-    tokenizer: str
-    dtype: str
-    attention: str
-    rope: str
-    layers: tuple[int, int]
-    heads: tuple[int, int]
-    reading: str
-    scorer: str
-    budget: str
-    codec: str
-    question: str | None
-    chunk: str
-    context: str
-
-    def key(self) -> BlockKey:
-        """Digest of the format version and every field; TypeError for a value without canonical form."""
-        named = tuple((field.name, getattr(self, field.name)) for field in fields(self))
-        return BlockKey(blake3(_record(("foveate.block", FORMAT_VERSION, named))).digest())
-
-    @property
-    def record(self) -> dict[str, object]:
-        """Every field by its name, as plain JSON values."""
-        return asdict(self)
-
-    @classmethod
-    def from_record(cls, record: Mapping[str, object]) -> Identity:
-        """What ``record`` gave; TypeError for other fields."""
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in record.items()})  # type: ignore[arg-type]
 
 
 class HeadPairs(NamedTuple):
@@ -115,10 +37,10 @@ class KVBlock:
     ``cost``: how many tokens must be read to compute it again. ``counts_LG``: int32, how many tokens each layer and kv
     head keeps; L may be 0 (scores only). The N rows of the others are theirs, layer by layer and in it head by head.
     ``positions_N``: int32, relative to the chunk's start, so that equal chunks of different documents share an entry;
-    they rise within each head. ``keys_ND`` are not rotated; both they and ``values_ND`` are as the identity's codec
-    holds them, with ``key_scales_ED`` and ``value_scales_ED`` where it is int8 (else [0, D]). ``scores_RHB``: float32,
-    what the scorer said of each block. Readers must not write to any of them. Raises ValueError for shapes, dtypes,
-    devices, counts or positions that do not fit.
+    they rise within each head. ``keys_ND`` are not rotated; both they and ``values_ND`` ([0, D] in an index) are as the
+    identity's codec holds them, with ``key_scales_ED`` and ``value_scales_ED`` where it is int8 (else [0, D]).
+    ``scores_RHB``: float32, what the scorer said of each block. Readers must not write to any of them. Raises
+    ValueError for shapes, dtypes, devices, counts or positions that do not fit.
     """
 
     identity: Identity
@@ -140,7 +62,7 @@ class KVBlock:
         _require(self.scores_RHB, "scores_RHB", dims=3, dtypes=(torch.float32,))
         if bool((self.counts_LG < 0).any()):
             raise ValueError(f"counts_LG: {int(self.counts_LG.min())} tokens; allowed: 0 or more")
-        if values.shape != keys.shape:
+        if values.shape not in (keys.shape, (0, keys.shape[1])):
             raise ValueError(f"values_ND: {tuple(values.shape)} is not the shape of keys_ND: {tuple(keys.shape)}")
         for name, rows in (("positions_N", len(self.positions_N)), ("keys_ND", len(keys))):
             if rows != self._bounds[-1]:
@@ -173,7 +95,8 @@ class KVBlock:
         """The block of all heads' rows, one head behind the other, packed into host memory as its identity says."""
         positions_N, keys_ND, values_ND = (tensor.cpu() for tensor in rows)
         keys = pack(keys_ND, counts_LG.flatten(), identity.codec)
-        values = pack(values_ND, counts_LG.flatten(), identity.codec)
+        valued = counts_LG if len(values_ND) else torch.zeros_like(counts_LG)
+        values = pack(values_ND, valued.flatten(), identity.codec)
         return cls(
             identity,
             cost,
@@ -205,11 +128,11 @@ class KVBlock:
 
     def keys(self, layer: int, head: int) -> torch.Tensor:
         """Un-rotated keys of a layer and kv head, [T, D], as floats."""
-        return self._head(layer, head)[0]
+        return unpack(Packed(self.keys_ND, self.key_scales_ED), *self._index(layer, head))
 
     def values(self, layer: int, head: int) -> torch.Tensor:
         """Values of a layer and kv head, [T, D], as floats."""
-        return self._head(layer, head)[1]
+        return unpack(Packed(self.values_ND, self.value_scales_ED), *self._index(layer, head))
 
     def pairs(self, rows_K: torch.Tensor, entries_K: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Un-rotated keys and values [K, D] of these of the N rows, as floats. ``entries_K``: which layer and head each
@@ -219,10 +142,10 @@ class KVBlock:
             unpack(Packed(self.values_ND, self.value_scales_ED), rows_K, entries_K),
         )
 
-    def _head(self, layer: int, head: int) -> tuple[torch.Tensor, torch.Tensor]:
-        rows = self.rows(layer, head)
-        entry = layer * self.counts_LG.shape[1] + head
-        return self.pairs(torch.arange(rows.start, rows.stop), torch.full((rows.stop - rows.start,), entry))
+    def _index(self, layer: int, head: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The rows of a layer and kv head, and for each of them which one that is."""
+        rows = torch.arange(self.rows(layer, head).start, self.rows(layer, head).stop)
+        return rows, torch.full_like(rows, layer * self.counts_LG.shape[1] + head)
 
     @property
     def tensors(self) -> dict[str, torch.Tensor]:
@@ -254,37 +177,6 @@ class KVBlock:
 
 TENSORS = tuple(field.name for field in fields(KVBlock) if field.name not in ("identity", "cost"))
 """The names of a block's tensors."""
-
-
-def digest_tokens(*runs: Sequence[int]) -> str:
-    """Digest of runs of token ids as hex; where a run ends counts. ValueError for an id outside int32."""
-    hasher = blake3()
-    for run in runs:
-        ids = np.asarray(run, dtype=np.int64)
-        outside = ids[(ids < _INT32.min) | (ids > _INT32.max)]
-        if outside.size:
-            raise ValueError(f"token id {outside[0]} does not fit into 32 bits")
-        hasher.update(len(ids).to_bytes(8, "little"))
-        hasher.update(ids.astype("<i4").tobytes())
-    return hasher.hexdigest()
-
-
-def _record(value: object) -> bytes:
-    """Canonical bytes of a value: its type's tag, its length, its body. No two values share them."""
-    match value:
-        case None:
-            tag, body = b"n", b""
-        case str():
-            tag, body = b"s", value.encode("utf-8", "surrogatepass")
-        case int():
-            tag, body = b"i", str(value).encode()
-        case tuple():
-            tag, body = b"t", b"".join(map(_record, value))
-        case _:
-            raise TypeError(
-                f"identity: {value!r} is a {type(value).__name__}; allowed: str, int, None, tuples of these"
-            )
-    return tag + len(body).to_bytes(8, "little") + body
 
 
 def _require(tensor: torch.Tensor, name: str, *, dims: int, dtypes: tuple[torch.dtype, ...]) -> None:

@@ -23,8 +23,9 @@ import torch
 from blake3 import blake3
 from safetensors import SafetensorError, safe_open
 
-from cache_store.block import FORMAT_VERSION, TENSORS, BlockKey, Identity, KVBlock
+from cache_store.block import TENSORS, KVBlock
 from cache_store.errors import CorruptBlock, OtherVersion
+from cache_store.identity import FORMAT_VERSION, BlockKey, Identity
 
 _ENTRY = "foveate"
 _SEAL_CHARS = 64
@@ -138,7 +139,7 @@ def _block_of_layers(header: Header, file: Any, layers: range) -> KVBlock:
         rows = file.get_slice(name)
         found[name] = list(header.checksums[name])
         for layer in wanted:
-            part = rows[bounds[layer] : bounds[layer + 1]].contiguous()
+            part = rows[slice(*bounds[layer : layer + 2]) if rows.get_shape()[0] else slice(0)].contiguous()
             found[name][layer] = _checksum(name, part)
             parts[name].append(part)
         parts[name] = parts[name] or [rows[0:0]]

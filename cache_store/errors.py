@@ -2,6 +2,7 @@
 
     StoreError
       UnusableTier         a tier that the job asked for cannot be opened: the job cannot run
+      NoSuchStore          a place that was named to be looked into, and is no store
       UnreadableBlock      bytes that are not the block that was asked for; a tier makes it a miss
         CorruptBlock         damaged, truncated, foreign, or another key's
         OtherVersion         intact, but written by another version of the format
@@ -18,6 +19,10 @@ class StoreError(Exception):
 
 class UnusableTier(StoreError):
     """A tier that was asked for cannot be opened; the message names its key, its value and the reason."""
+
+
+class NoSuchStore(StoreError):
+    """The place that was named holds no store, or may not be looked into."""
 
 
 class UnreadableBlock(StoreError):

@@ -28,6 +28,11 @@ CODECS = (*_FLOATS, "int8")
 _STEPS = 127
 
 
+def bytes_per_number(codec: str, dtype: torch.dtype) -> int:
+    """What one number of a key or value takes, of a model that computes in ``dtype``; scales are not counted."""
+    return 1 if codec == "int8" else (_FLOATS[codec] or dtype).itemsize
+
+
 class Packed(NamedTuple):
     """Keys or values as they are held: ``rows_ND`` in a float dtype or int8, ``scales_ED`` (float32) of the latter,
     else [0, D]."""

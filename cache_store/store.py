@@ -18,8 +18,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from cache_store.block import BlockKey, KVBlock
+from cache_store.block import KVBlock
 from cache_store.errors import UnusableTier
+from cache_store.identity import BlockKey
 from cache_store.tiers.base import Tier
 from configs import schema
 
@@ -27,6 +28,8 @@ from configs import schema
 _TIERS: Mapping[str, str] = {
     "memory": "cache_store.tiers.memory:MemoryTier",
     "files": "cache_store.tiers.files:FilesTier",
+    "objects": "cache_store.tiers.objects:ObjectsTier",
+    "ray": "cache_store.tiers.object_store:RayTier",
 }
 
 
@@ -35,7 +38,7 @@ class StoreCounters:
     """What happened to a store since it was opened. ``hits`` and ``num_bytes`` are by tier name.
 
     ``demotions``: blocks that a tier pushed out or refused and a slower one holds. ``evictions``,
-    ``refused``, ``corrupt``, ``other_version``, ``read_errors``, ``write_errors``: summed over tiers.
+    ``refused``, ``corrupt``, ``other_version``, ``read_errors``, ``write_errors``, ``skipped``: summed over tiers.
     """
 
     hits: Mapping[str, int]
@@ -48,6 +51,7 @@ class StoreCounters:
     other_version: int
     read_errors: int
     write_errors: int
+    skipped: int
     num_bytes: Mapping[str, int]
 
 
@@ -136,6 +140,7 @@ class TieredStore:
                 other_version=sum(tier.other_version for tier in tiers),
                 read_errors=sum(tier.read_errors for tier in tiers),
                 write_errors=sum(tier.write_errors for tier in tiers),
+                skipped=sum(tier.skipped for tier in tiers),
                 num_bytes={tier.name: tier.num_bytes for tier in self._tiers},
             )
 

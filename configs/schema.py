@@ -104,7 +104,25 @@ class FilesTier(Closed):
     max_bytes: Bytes = ByteSize(10 * 2**30)
 
 
-Tier = Annotated[MemoryTier | FilesTier, Field(discriminator="kind")]
+class ObjectsTier(Closed):
+    """Object storage, shared by all processes that have its credentials. ``url``: bucket and folder.
+    ``timeout_seconds``: about the longest that one request takes, its transfer included; longer is a miss."""
+
+    kind: Literal["objects"] = "objects"
+    url: Annotated[str, Field(min_length=1)]
+    max_bytes: Bytes = ByteSize(100 * 2**30)
+    timeout_seconds: Annotated[float, Field(gt=0.0)] = 10.0
+
+
+class RayTier(Closed):
+    """The object stores of a Ray cluster's nodes, for as long as the job runs. ``max_bytes``: of all nodes together,
+    each entry counted once; beyond what the nodes' object stores hold, Ray moves entries to their disks."""
+
+    kind: Literal["ray"] = "ray"
+    max_bytes: Bytes = ByteSize(2**30)
+
+
+Tier = Annotated[MemoryTier | FilesTier | RayTier | ObjectsTier, Field(discriminator="kind")]
 
 
 class Store(Closed):
@@ -195,10 +213,10 @@ def _question_conflicts(job: Job) -> Iterable[Conflict]:
 
 
 def _store_conflicts(job: Job) -> Iterable[Conflict]:
-    shared = any(tier.kind == "files" for tier in job.store.tiers)
+    shared = any(tier.kind != "memory" for tier in job.store.tiers)
     if job.pool.kind == "ray" and job.pool.workers > 1 and job.answer.over == "kept" and not shared:
         yield Conflict(
             ("store.tiers", "answer.over", "pool.kind", "pool.workers"),
             f"store.tiers: answer.over: kept on {job.pool.workers} ray workers needs a tier that they share; "
-            "allowed: a tier {kind: files, path: ...}, or answer.over: reread, or pool.workers: 1",
+            "allowed: a tier {kind: ray} or {kind: files, path: ...}, or answer.over: reread, or pool.workers: 1",
         )

@@ -53,11 +53,17 @@ class RayPool(Pool[Task, Done]):
     """Actors that each run one engine, started as there is work for them."""
 
     def __init__(
-        self, make_engine: Callable[[], Works[Task, Done]], settings: RayWorkers, actor_class: Any = EngineActor
+        self,
+        make_engine: Callable[[], Works[Task, Done]],
+        settings: RayWorkers,
+        actor_class: Any = EngineActor,
+        holds: Callable[[], object] | None = None,
     ) -> None:
-        """Connects to the cluster, or starts one. Raises ``JobError`` where there is no such cluster."""
+        """Connects to the cluster, or starts one. ``holds``: opens what must live as long as the pool and longer than
+        any worker. Raises ``JobError`` where there is no such cluster."""
         self._settings = settings
         self._ours = connect(settings)
+        self._held = holds() if holds is not None else None
         num_threads = max(1, int(settings.num_cpus))
         self._actor_class = actor_class.options(
             num_cpus=settings.num_cpus,
@@ -119,6 +125,7 @@ class RayPool(Pool[Task, Done]):
         for worker in self._workers:
             ray.kill(worker.actor)
         self._workers.clear()
+        self._held = None
         if self._ours:
             ray.shutdown()
 

@@ -12,13 +12,15 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
-from cache_store.block import BlockKey, KVBlock
+from cache_store.block import KVBlock
+from cache_store.identity import BlockKey
 
 
 @dataclass(frozen=True)
 class TierCounters:
     """What happened to a tier since it was opened. ``refused``: blocks that did not fit. ``corrupt``: entries
-    that were not what was written. ``other_version``: entries of another format version, left alone."""
+    that were not what was written. ``other_version``: entries of another format version, left alone. ``skipped``:
+    calls that were not made because the medium did not answer a moment ago."""
 
     evictions: int = 0
     refused: int = 0
@@ -26,6 +28,7 @@ class TierCounters:
     other_version: int = 0
     read_errors: int = 0
     write_errors: int = 0
+    skipped: int = 0
 
 
 class Tier(Protocol):
@@ -62,7 +65,7 @@ class Tier(Protocol):
         ...
 
     def put(self, block: KVBlock) -> tuple[KVBlock, ...]:
-        """Keep the block in place of its key's former entry; the least recently used entries make room.
+        """Keep the block in place of its key's former entry; those that are worth least (``eviction``) make room.
 
         Gives the blocks that are not held for it, for a slower tier: what was pushed out, or ``block`` itself
         when it was refused or could not be written (then no entry of its key is left). A shared tier does not
@@ -83,7 +86,7 @@ class Tier(Protocol):
         ...
 
     def keys(self) -> Iterator[BlockKey]:
-        """Keys of the entries that this process knows of, oldest use first, as a snapshot."""
+        """Keys of the entries that this process knows of, first to leave first, as a snapshot."""
         ...
 
     def __contains__(self, key: BlockKey) -> bool:

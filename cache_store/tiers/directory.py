@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from cache_store.block import BlockKey
+from cache_store.identity import BlockKey
 
 STALE_STAGED_S = 600.0
 MAX_QUARANTINED = 8

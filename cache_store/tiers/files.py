@@ -15,10 +15,11 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from cache_store.block import BlockKey, KVBlock
+from cache_store.block import KVBlock
 from cache_store.codec import decode_file, encode
 from cache_store.errors import CorruptBlock, OtherVersion, UnusableTier
-from cache_store.eviction import LeastRecentlyUsed
+from cache_store.eviction import CostAware
+from cache_store.identity import BlockKey
 from cache_store.tiers.base import TierCounters
 from cache_store.tiers.directory import EntryDirectory
 from configs.schema import FilesTier as FilesConfig
@@ -38,7 +39,7 @@ class FilesTier:
         self.name = name
         self.max_bytes = max_bytes
         self._directory = EntryDirectory(path)
-        self._rule = LeastRecentlyUsed(max_bytes)
+        self._rule = CostAware(max_bytes)
         self._counts: Counter[str] = Counter()
         self._unscanned_bytes = 0
         # Taken in this order: the right to change the directory, then the books (never held over a disk).
@@ -117,7 +118,7 @@ class FilesTier:
                 self.discard(block.key)  # the former entry must not answer for the new one
                 return (block,)
             with self._books:
-                self._rule.add(block.key, len(content))
+                self._rule.add(block.key, len(content), block.cost)
             self._unscanned_bytes += len(content)
             return ()
 
@@ -140,7 +141,7 @@ class FilesTier:
             self._rule.unpin(keys)
 
     def keys(self) -> Iterator[BlockKey]:
-        """Keys of the entries that this process knows of, oldest use first, as a snapshot."""
+        """Keys of the entries that this process knows of, first to leave first, as a snapshot."""
         with self._books:
             return iter(self._rule)
 
@@ -159,7 +160,10 @@ class FilesTier:
             return self._rule.room_for(key, num_bytes)
 
     def _evict(self, key: BlockKey) -> None:
-        self._remove(key)
+        """Remove the file, then its bytes from the books; raises OSError with both as they were."""
+        self._directory.remove(key)
+        with self._books:
+            self._rule.evict(key)
         self._count("evictions")
 
     def _remove(self, key: BlockKey) -> None:
@@ -191,12 +195,12 @@ class FilesTier:
                 if entry is None:
                     self._rule.remove(key)
                 elif key not in self._rule:
-                    self._rule.add(key, entry.num_bytes)
+                    self._rule.add(key, entry.num_bytes, None)
 
     def _rescan(self) -> None:
         entries = self._directory.scan()
         with self._books:
-            self._rule.replace_all((entry.key, entry.num_bytes) for entry in entries)
+            self._rule.replace_all((entry.key, entry.num_bytes, None) for entry in entries)
         self._unscanned_bytes = 0
 
     def _try_rescan(self) -> None:

@@ -13,8 +13,9 @@ from collections.abc import Iterable, Iterator
 
 import torch
 
-from cache_store.block import BlockKey, KVBlock
-from cache_store.eviction import LeastRecentlyUsed
+from cache_store.block import KVBlock
+from cache_store.eviction import CostAware
+from cache_store.identity import BlockKey
 from cache_store.tiers.base import TierCounters
 from configs.schema import MemoryTier as MemoryConfig
 
@@ -28,7 +29,7 @@ class MemoryTier:
         self.name = name
         self.max_bytes = max_bytes
         self._lock = threading.Lock()
-        self._rule = LeastRecentlyUsed(max_bytes)
+        self._rule = CostAware(max_bytes)
         self._blocks: dict[BlockKey, KVBlock] = {}
         self._counts: Counter[str] = Counter()
 
@@ -57,16 +58,16 @@ class MemoryTier:
     def put(self, block: KVBlock) -> tuple[KVBlock, ...]:
         """Keep a copy of the block; gives what was pushed out, or the block itself where it cannot fit."""
         with self._lock:
-            self._remove(block.key)
             victims = self._rule.room_for(block.key, block.num_bytes)
             if victims is None:
+                self._remove(block.key)
                 self._counts["refused"] += 1
                 return (block,)
-            pushed = tuple(self._blocks[key] for key in victims)
             for key in victims:
-                self._remove(key)
+                self._rule.evict(key)
+            pushed = tuple(self._blocks.pop(key) for key in victims)
             self._counts["evictions"] += len(victims)
-            self._rule.add(block.key, block.num_bytes)
+            self._rule.add(block.key, block.num_bytes, block.cost)
             self._blocks[block.key] = _copy(block)
             return pushed
 
@@ -86,7 +87,7 @@ class MemoryTier:
             self._rule.unpin(keys)
 
     def keys(self) -> Iterator[BlockKey]:
-        """Keys of all entries, oldest use first, as a snapshot."""
+        """Keys of all entries, first to leave first, as a snapshot."""
         with self._lock:
             return iter(self._rule)
 

@@ -7,7 +7,8 @@ import math
 import torch
 from hypothesis import strategies as st
 
-from cache_store.block import BlockKey, HeadPairs, Identity, KVBlock
+from cache_store.block import HeadPairs, KVBlock
+from cache_store.identity import BlockKey, Identity
 from cache_store.pairs import CODECS, PAIR_DTYPES
 
 
@@ -47,6 +48,7 @@ def make_block(
     blocks: int = 2,
     dtype: torch.dtype = torch.float32,
     codec: str = "model",
+    cost: int = 100,
 ) -> KVBlock:
     """A block of random bits (some of them NaN, but for a codec that computes), decided by ``key`` and ``version``;
     two kv heads, which keep ``tokens`` or up to two fewer: the same for every key and version."""
@@ -72,7 +74,7 @@ def make_block(
         for layer in counts
     ]
     scores_RHB = bits(1, 3, blocks, dtype=torch.float32)
-    return KVBlock.of_heads(make_identity(key, codec), 100 + key, heads, scores_RHB)
+    return KVBlock.of_heads(make_identity(key, codec), cost, heads, scores_RHB)
 
 
 def same(one: KVBlock | None, other: KVBlock | None) -> bool:
@@ -97,4 +99,5 @@ any_block = st.builds(
     blocks=st.integers(0, 3),
     dtype=st.sampled_from(PAIR_DTYPES),
     codec=st.sampled_from(CODECS),
+    cost=st.integers(1, 9000),
 )

@@ -12,9 +12,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import cache_store.block
-from cache_store.block import BlockKey, HeadPairs, Identity, KVBlock, digest_tokens
+import cache_store.identity
+from cache_store.block import HeadPairs, KVBlock
 from cache_store.codec import encode
+from cache_store.identity import BlockKey, Identity, digest_tenant, digest_tokens
 from cache_store.pairs import PAIR_DTYPES
 from tests.cache_store.blocks import make_block, make_identity
 
@@ -66,7 +67,7 @@ def test_values_do_not_run_into_each_other() -> None:
 
 def test_the_format_version_changes_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
     before = IDENTITY.key()
-    monkeypatch.setattr(cache_store.block, "FORMAT_VERSION", cache_store.block.FORMAT_VERSION + 1)
+    monkeypatch.setattr(cache_store.identity, "FORMAT_VERSION", cache_store.identity.FORMAT_VERSION + 1)
     assert IDENTITY.key() != before
 
 
@@ -115,6 +116,12 @@ def test_a_border_between_runs_counts() -> None:
 def test_a_token_beyond_32_bits_is_refused(token: int) -> None:
     with pytest.raises(ValueError, match=str(token)):
         digest_tokens((1, token))
+
+
+def test_a_tenant_is_named_without_its_salt() -> None:
+    names = {digest_tenant(salt) for salt in ("", "a", "b")}
+    assert len(names) == 3 and digest_tenant("") == ""
+    assert all("secret" not in digest_tenant(salt) for salt in ("secret", "secret2"))
 
 
 def test_num_bytes_counts_every_tensor() -> None:

@@ -9,6 +9,9 @@ from cache_store.block import KVBlock
 from cache_store.tiers.base import Tier
 from cache_store.tiers.files import FilesTier
 from cache_store.tiers.memory import MemoryTier
+from cache_store.tiers.object_store import RayTier
+from cache_store.tiers.objects import ObjectsTier
+from tests.cache_store.clusters import join_shared_cluster
 
 
 def _memory(directory: Path, max_bytes: int) -> Tier:
@@ -19,7 +22,21 @@ def _files(directory: Path, max_bytes: int) -> Tier:
     return FilesTier(directory, max_bytes)
 
 
-OPENERS: Mapping[str, Callable[[Path, int], Tier]] = {"memory": _memory, "files": _files}
+def _ray(directory: Path, max_bytes: int) -> Tier:
+    join_shared_cluster()
+    return RayTier(max_bytes, str(directory))
+
+
+def _objects(directory: Path, max_bytes: int) -> Tier:
+    return ObjectsTier(directory.as_uri(), max_bytes)
+
+
+OPENERS: Mapping[str, Callable[[Path, int], Tier]] = {
+    "memory": _memory,
+    "files": _files,
+    "ray": _ray,
+    "objects": _objects,
+}
 
 
 def cost(kind: str, scratch: Path, block: KVBlock) -> int:

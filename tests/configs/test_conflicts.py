@@ -51,6 +51,11 @@ CONFLICTS = [
      "keep.scorer.kind: accumulated sums what all later tokens", "read.pattern.kind: dense, or another scorer"),
     (["read.pruning={kind: gate, threshold: 0.01}", "keep.scorer.kind=accumulated"],
      "keep.scorer.kind: accumulated sums what all later tokens", "read.pruning.kind: none, or another scorer"),
+    (["keep.scorer.kind=index"], "keep.scorer.kind: index keeps a few heads' keys", "keep.question: unknown"),
+    (["keep.scorer.kind=index", "keep.question=unknown", "answer.over=kept"],
+     "keep.scorer.kind: index keeps", "answer.over: reread"),
+    (["keep.scorer.kind=index", "keep.question=unknown", "read.context=carried"],
+     "keep.scorer.kind: index keeps", "read.context: isolated"),
     (["answer.positions=original"], "answer.positions: original leaves", "answer.over: kept, or answer.positions"),
     (["answer.over=kept", "answer.positions=original", "read.context=carried"],
      "answer.positions: original leaves", "read.context: isolated"),
@@ -92,6 +97,7 @@ def test_methods_that_cannot_stand_together_are_refused_in_one_line(
         ["read.chunk_tokens=64", "read.pattern={kind: routing, block_tokens: 64}"],
         ["keep.scorer.kind=accumulated", "read.context=carried"],
         ["answer.reader={kind: top_pages, page_tokens: 64, tokens: 64}"],
+        ["keep.scorer.kind=index", "keep.question=unknown", "keep.budget.kind=threshold", "read.pattern.kind=bigbird"],
     ],
     ids=" ".join,
 )
@@ -105,9 +111,9 @@ def kinds(union: object) -> list[str]:
 
 
 def test_every_scorer_budget_and_pattern_goes_with_every_other_over_kept_pairs(smallest: Path) -> None:
-    """But for sums over what all later tokens read."""
+    """But for sums over what all later tokens read, and an index, which holds no pairs."""
     for scorer, budget, pattern in itertools.product(kinds(Scorer), kinds(Budget), kinds(Pattern)):
-        if scorer == "accumulated" and pattern != "dense":
+        if scorer == "index" or (scorer == "accumulated" and pattern != "dense"):
             continue
         chosen = [f"keep.scorer.kind={scorer}", f"keep.budget.kind={budget}", f"read.pattern.kind={pattern}"]
         job = load_job(smallest, [*chosen, "answer.over=kept"])

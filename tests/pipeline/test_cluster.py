@@ -83,6 +83,14 @@ def test_rows_equal_those_of_a_local_run(bench: Bench, local_rows: list[dict[str
     assert ray.is_initialized(), "a cluster that was there before must stay"
 
 
+def test_workers_share_kept_pairs_in_rays_memory_and_nothing_of_it_stays(bench: Bench) -> None:
+    kept = {"answer": {"over": "kept", "batch_size": 3}}
+    run(bench.job("kept-local", **kept))
+    run(bench.job("kept-ray", pool=RAY, store={"tiers": [{"kind": "ray"}]}, **kept))
+    assert bench.rows("kept-ray") == bench.rows("kept-local")
+    assert not ray.util.list_named_actors(), "an actor of ours would keep its node"
+
+
 def test_a_killed_worker_costs_only_what_it_held(bench: Bench, local_rows: list[dict[str, Any]]) -> None:
     job = bench.job("dying", pool=RAY)
     drive(job, hosts.DyingHost)

@@ -1,0 +1,1 @@
+"""The media whose stores can be looked through: one module each."""
