@@ -27,10 +27,13 @@ from configs.methods import (
 
 class Read(Closed):
     """How documents are read. ``isolated``: a chunk sees itself only, all in parallel. ``carried``: a chunk
-    also reads the kept sets of the earlier chunks, in order. ``skim: auto`` stops the encode pass at the
-    last retrieval layer where the answer does not need deeper pairs (``answer.over: reread``)."""
+    also reads the kept sets of the earlier chunks, in order. ``borders: even``: every chunk has ``chunk_tokens``.
+    ``content``: chunks end where the text says so, none of them longer, and what stands behind a change is cut as
+    it was before, so that a store that outlives the job (``store.keep``) still has it. ``skim: auto`` stops the
+    encode pass at the last retrieval layer where the answer does not need deeper pairs (``answer.over: reread``)."""
 
     chunk_tokens: Annotated[int, Field(ge=32)] = 2048
+    borders: Literal["even", "content"] = "even"
     context: Literal["isolated", "carried"] = "isolated"
     pattern: Pattern = DensePattern()
     pruning: Pruning = NoPruning()

@@ -1,7 +1,7 @@
 """A document between the steps of its journey: what is read of it next, and what a question keeps of it.
 
 Invariants: frozen values; a document that is read once more is a new ``Prepared``, so that whoever holds the old
-one can see that it is outdated; the blocks of a document are cut from its start, all whole but the last.
+one can see that it is outdated; the blocks of a chunk are cut from its start, all whole but the last.
 """
 
 from __future__ import annotations

@@ -11,10 +11,11 @@ from dataclasses import replace
 import numpy as np
 
 from configs.schema import Job
+from pipeline.borders import CUTS
 from pipeline.document import Asked, Document
 from pipeline.errors import JobError
 from pipeline.outcome import Failure
-from pipeline.prepared import Prepared, cut, fail
+from pipeline.prepared import Prepared, fail
 from pipeline.room import Room
 from workers.errors import DocumentError
 from workers.loading import Reading
@@ -31,6 +32,7 @@ class Preparer:
         self._job = job
         self._frame = reading.frame
         self._window = reading.shape.window
+        self._cut = CUTS[job.read.borders]
         self._separator = () if job.keeps_pairs else tuple(self._frame.tokenizer.encode(job.answer.separator))
         self._room = Room(job, reading, budget, self._separator)
         least = self._budget_tokens(0)
@@ -78,7 +80,7 @@ class Preparer:
         if size >= longest:
             return None
         smaller = replace(prepared, max_chunk_tokens=size, round=1, looks=())
-        return self._first_round(smaller, min(size, len(prepared.chunks[0].token_ids)))
+        return self._first_round(smaller, min(size, self._job.read.chunk_tokens))
 
     def _budget_tokens(self, document_tokens: int) -> int:
         """The document's budget: never less than one block, without which nothing could be kept."""
@@ -100,9 +102,9 @@ class Preparer:
         return probe
 
     def _first_round(self, prepared: Prepared, chunk_tokens: int) -> Prepared:
-        """The document in chunks of that length. Isolated chunks travel alone, to any worker; carried ones together,
-        since each reads the ones before."""
-        chunks = cut(prepared.token_ids, chunk_tokens)
+        """The document in chunks of at most that length. Isolated chunks travel alone, to any worker; carried ones
+        together, since each reads the ones before."""
+        chunks = self._cut(prepared.token_ids, chunk_tokens)
         together = [chunks] if self._job.read.context == "carried" and chunks else [(chunk,) for chunk in chunks]
         encodes = tuple(Encode(prepared.name, own, prepared.probes, prepared.budget_tokens) for own in together)
         return replace(prepared, chunks=chunks, encodes=encodes)

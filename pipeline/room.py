@@ -66,11 +66,13 @@ class Room:
         return {"repetition": self._job.read.chunk_tokens + self._repeat_tokens}
 
     def _kept(self, budget_tokens: int) -> dict[str, int]:
-        """The most tokens that an answer is computed over. Between runs of text stand separators, and all runs hold a
-        whole block but one, which may end with the document."""
+        """The most tokens that an answer is computed over. Between runs of text stand separators, and all runs but one
+        hold a whole widened block; where chunks end by content, that block may have been one token."""
         if self._job.keeps_pairs:
             return {self._amount: self._budget.most(budget_tokens)}
-        gaps = budget_tokens // self._job.keep.block_tokens
+        keep = self._job.keep
+        even = self._job.read.borders == "even"
+        gaps = budget_tokens // (keep.block_tokens if even else min(keep.block_tokens, 1 + 2 * keep.widen_tokens))
         return {self._amount: budget_tokens, "answer.separator": gaps * self._separator_tokens}
 
     def _refuse(self, parts: dict[str, int], advice: str) -> str | None:

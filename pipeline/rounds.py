@@ -7,17 +7,17 @@ known place of the document.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from configs.schema import Job
 from pipeline.choosing import floor_of, runs_of
 from pipeline.prepared import Look, Prepared, cut
 from pipeline.room import Room
-from workers.messages import Chunk, Encode, Run, joined
+from workers.messages import Chunk, Encode, Interval, Run, joined
 from workers.selection.budgets.base import BlockTable, Budget
 from workers.selection.budgets.uniform import UniformBudget
 
@@ -34,23 +34,23 @@ class SecondRound(Protocol):
 class Narrow:
     """Coarse to fine, as in Choi et al. 2017, "Coarse-to-Fine Question Answering for Long Documents": the best
     blocks, ``budgets`` budgets' worth of them, are put together in document order and read as few chunks as the
-    window allows; what is kept is selected from them again. ``coarse`` chooses whole blocks and widens none."""
+    window allows; what is kept is selected from them again. ``coarse`` chooses blocks and widens none. Where a chunk
+    ends inside a block of ``block_tokens``, what was chosen there is read on until its last block is whole."""
 
     budgets: int
     coarse: UniformBudget
+    block_tokens: int
     room: Room
 
     def look(self, prepared: Prepared, index: int, table: BlockTable) -> Look:
         """As ``SecondRound.look``. Chunks count their positions in the narrowed text."""
         probe = prepared.probes[index]
         kept = self.coarse.choose(table.joint(), self.budgets * prepared.budget_tokens).kept[0]
-        inside_B = np.zeros(len(table.starts_B), dtype=bool)
-        for start, stop in kept:
-            inside_B |= (table.starts_B >= start) & (table.stops_B <= stop)
-        text = joined(runs_of(prepared, kept))
+        blocks = whole_blocks(kept, self.block_tokens, prepared.num_tokens)
+        text = joined(runs_of(prepared, blocks))
         chunks = cut(text, min(self.room.chunk_tokens(probe), prepared.max_chunk_tokens))
         encodes = (Encode(prepared.name, (chunk,), (probe,), prepared.budget_tokens) for chunk in chunks)
-        return Look(tuple(encodes), replace(_only(table, inside_B), extent=(0, prepared.num_tokens)))
+        return Look(tuple(encodes), replace(_blocks_at(table, blocks), extent=(0, prepared.num_tokens)))
 
 
 @dataclass(frozen=True)
@@ -76,21 +76,35 @@ def second_round_of(job: Job, budget: Budget, room: Room, separator: tuple[int, 
     """The second round that a job wants, or None where documents are read once."""
     match job.answer.over:
         case "narrow":
-            return Narrow(job.answer.narrow_budgets, UniformBudget(0, floor_of(job)), room)
+            return Narrow(job.answer.narrow_budgets, UniformBudget(0, floor_of(job)), job.keep.block_tokens, room)
         case "two_round":
             return TwoRound(budget, separator)
         case "reread" | "kept":
             return None
 
 
-def _only(table: BlockTable, inside_B: NDArray[np.bool_]) -> BlockTable:
-    """Some blocks of a table, with their places and their shares."""
+def whole_blocks(kept: Sequence[Interval], block_tokens: int, document_tokens: int) -> list[Interval]:
+    """Sorted intervals of a document as whole blocks, in order: each interval is cut from its start and read on until
+    its last block is whole, or the document ends."""
+    blocks: list[Interval] = []
+    read = 0
+    for start, stop in kept:
+        for first in range(max(start, read), stop, block_tokens):
+            read = min(first + block_tokens, document_tokens)
+            blocks.append((first, read))
+    return blocks
+
+
+def _blocks_at(table: BlockTable, blocks: Sequence[Interval]) -> BlockTable:
+    """A table of other blocks of its document, each in the chunk and with the shares of the block that it begins in."""
+    starts_B, stops_B = np.array(blocks, dtype=np.int64).reshape(-1, 2).T
+    begun_B = np.searchsorted(table.starts_B, starts_B, side="right") - 1
     return replace(
         table,
-        starts_B=table.starts_B[inside_B],
-        stops_B=table.stops_B[inside_B],
-        chunk_B=table.chunk_B[inside_B],
-        share_LGB=table.share_LGB[:, :, inside_B],
+        starts_B=starts_B,
+        stops_B=stops_B,
+        chunk_B=table.chunk_B[begun_B],
+        share_LGB=table.share_LGB[:, :, begun_B],
     )
 
 

@@ -38,6 +38,7 @@ STAGES: dict[str, tuple[Any, Any]] = {
 }
 HARMLESS = {
     "read.chunk_tokens": "a chunk's tokens are in its name",
+    "read.borders": "a chunk's tokens are in its name",
     "read.skim": "reading less deep changes no score, and pairs are kept of all layers",
 }
 """Settings of a stage that need no place in a name."""

@@ -80,7 +80,8 @@ class WindowScorer:
             return split(for_all_layers(share_FGB, self.shape), chunks)
         share_FGB = group_mean(np.exp(log_FHB), self.shape.num_kv_heads)
         first = max(chunk.extent[1] for chunk in chunks) - self.window_tokens
-        last_B = np.concatenate([chunk.starts_B + chunk.block_tokens for chunk in chunks]) > first
+        stops = [np.minimum(chunk.starts_B + chunk.block_tokens, chunk.extent[1]) for chunk in chunks]
+        last_B = np.concatenate(stops) > first
         share_FGB[:, :, last_B] = share_FGB.max()
         return split(for_all_layers(normalised(share_FGB), self.shape), chunks)
 
