@@ -28,6 +28,7 @@ def method_conflicts(read: Read, keep: Keep, answer: AnswerOver) -> Iterable[Con
     yield from _unread_keys(read, keep)
     yield from _pages(answer)
     yield from _original_positions(read, answer)
+    yield from _index(read, keep, answer)
 
 
 def _sizes(read: Read, keep: Keep) -> Iterable[Conflict]:
@@ -179,4 +180,21 @@ def _original_positions(read: Read, answer: AnswerOver) -> Iterable[Conflict]:
                 ("answer.positions", key),
                 "answer.positions: original leaves kept pairs where chunks that were read alone had them, but "
                 f"{key}: {value} does not; allowed: {key}: {allowed}, or answer.positions: compact",
+            )
+
+
+def _index(read: Read, keep: Keep, answer: AnswerOver) -> Iterable[Conflict]:
+    if keep.scorer.kind != "index":
+        return
+    for key, value, allowed in (
+        ("keep.question", keep.question, "unknown"),
+        ("read.context", read.context, "isolated"),
+        ("answer.over", answer.over, "reread"),
+    ):
+        if value != allowed:
+            yield Conflict(
+                ("keep.scorer.kind", key),
+                "keep.scorer.kind: index keeps a few heads' keys of every chunk for questions that come later, and "
+                f"their answers reread text, but {key} is {value}; allowed: {key}: {allowed}, or another scorer, such "
+                "as probe",
             )

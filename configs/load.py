@@ -7,8 +7,9 @@ what they mean to any command: relative to the current directory, not to the fil
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
@@ -34,11 +35,14 @@ _NOT_IDENTITY: dict[str, Any] = {
 }
 
 
-def load_job(path: Path | str, overrides: Sequence[str] = ()) -> Job:
+def load_job(
+    path: Path | str | None, overrides: Sequence[str] = (), defaults: Mapping[str, Mapping[str, Any]] | None = None
+) -> Job:
     """The job in the YAML file ``path`` with ``overrides`` laid over it, the last one last:
-    ``read.chunk_tokens=1024``, ``questions[0].text=Who?``, ``pool={kind: local}``. Raises ``ConfigError``
-    with one line per problem."""
-    return _load(Job, Path(path), overrides)
+    ``read.chunk_tokens=1024``, ``questions[0].text=Who?``, ``pool={kind: local}``. ``defaults``: values by section and
+    key, for what the file does not say; with ``path`` None there is no file. Raises ``ConfigError`` with one line per
+    problem."""
+    return _load(Job, None if path is None else Path(path), overrides, defaults or {})
 
 
 def load_evaluation(path: Path | str, overrides: Sequence[str] = ()) -> Evaluation:
@@ -46,10 +50,15 @@ def load_evaluation(path: Path | str, overrides: Sequence[str] = ()) -> Evaluati
     return _load(Evaluation, Path(path), overrides)
 
 
-def _load(model: type[Root], path: Path, overrides: Sequence[str]) -> Root:
+def _load(
+    model: type[Root],
+    path: Path | None,
+    overrides: Sequence[str],
+    defaults: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
+) -> Root:
     """What the file says, as ``model``, the root of its kind of file."""
-    root, origin = Slot(model), Origin(str(path))
-    values: Any = _read(path, root)
+    root, origin = Slot(model), Origin(str(path or "the command line"))
+    values: Any = _over(defaults, {} if path is None else _read(path, root))
     problems: list[str] = []
     for text in overrides:
         try:
@@ -80,6 +89,16 @@ def _read(path: Path, root: Slot) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: the file holds {show(values)}; allowed: {root.allowed()}")
     return values
+
+
+def _over(defaults: Mapping[str, Mapping[str, Any]], values: dict[str, Any]) -> dict[str, Any]:
+    """``values`` with ``defaults`` for the keys of each section that they leave out."""
+    filled = dict(values)
+    for section, own in defaults.items():
+        said = values.get(section, {})
+        if isinstance(said, dict):  # anything else is a problem of the file, which validation names
+            filled[section] = {**own, **said}
+    return filled
 
 
 def _with_tuples(value: Any) -> Any:

@@ -109,6 +109,14 @@ class ProbeScorer(Closed):
     lexical: Annotated[float, Field(ge=0.0)] = 0.1
 
 
+class IndexScorer(Closed):
+    """An attention index: the keys of the calibrated retrieval heads are kept of every token, and nothing else; a later
+    question is scored against them as ``probe`` scores, without reading a chunk again."""
+
+    kind: Literal["index"] = "index"
+    lexical: Annotated[float, Field(ge=0.0)] = 0.1
+
+
 class WindowScorer(Closed):
     """SnapKV: attention of the last ``window_tokens`` of the prompt, per head, pooled over ``pool_tokens``. The
     prompt ends with the question, or with the chunk where ``keep.question`` is ``unknown``."""
@@ -170,6 +178,7 @@ class RandomScorer(Closed):
 
 Scorer = Annotated[
     ProbeScorer
+    | IndexScorer
     | WindowScorer
     | AccumulatedScorer
     | StreamingScorer

@@ -15,11 +15,13 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from cache_store.block import BlockKey, Identity, KVBlock, digest_tokens
+from cache_store.block import KVBlock
+from cache_store.identity import BlockKey, Identity, digest_tenant, digest_tokens
 from cache_store.store import TieredStore
 from workers.context import Carried, Context
 from workers.encoder import ChunkReading, Encoder, Reads, observation_record
 from workers.generate import Prompt, forced_logits, generate
+from workers.index import Questions, index_block
 from workers.keeping import Entry, Keeping, KeptDocument, assemble, kept_block, offered_by, scores_only
 from workers.loaded import LoadedModel
 from workers.messages import Answered, Ask, Chunk, ChunkRelevance, Encode, Encoded, Generated, Interval, Probe, Query
@@ -27,6 +29,7 @@ from workers.method import Method
 from workers.segments import Readable
 from workers.selection.saying import Saying
 from workers.selection.scorers.base import ChunkScores
+from workers.selection.scorers.index import IndexScorer
 
 
 class Engine:
@@ -54,18 +57,18 @@ class Engine:
         self.store = store
         shape = self._model.shape
         self._identity = Identity(
-            tenant=tenant,
+            tenant=digest_tenant(tenant),
             weights=loaded.source.weights,
             tokenizer=loaded.source.tokenizer,
             dtype=str(self._model.dtype),
             attention=loaded.backend.name,
             rope=self._model.rope,
-            layers=(0, shape.num_layers) if method.keeps_pairs else (0, 0),
+            layers=(0, shape.num_layers) if method.keeps_pairs or method.indexes else (0, 0),
             heads=(shape.num_kv_heads, shape.head_dim),
             reading=json.dumps(method.record | observation_record(method.scorer, loaded.frame), sort_keys=True),
             scorer=json.dumps(method.scorer.record, sort_keys=True),
             budget="",
-            codec=method.codec if method.keeps_pairs else "model",
+            codec=method.codec if method.keeps_pairs or method.indexes else "model",
             question=None,
             chunk="",
             context="",
@@ -84,10 +87,8 @@ class Engine:
         """Read the chunks (from the store where they were read before) and say how relevant each block is."""
         started = time.perf_counter()
         keys, blocks, hits = self._kept(task)
-        relevance = []
-        for row in blocks:
-            said = [ChunkRelevance(block.scores_RHB.numpy(), self._offered(block)) for block in row]
-            relevance.append(tuple(said) if self._method.asks else tuple(said) * len(task.probes))
+        questions = self._questions(task)
+        relevance = [tuple(self._relevance(row, questions, len(task.probes))) for row in blocks]
         names = tuple(key.hex for row in keys for key in row)
         return Encoded(tuple(relevance), names, time.perf_counter() - started, hits)
 
@@ -196,6 +197,9 @@ class Engine:
     ) -> list[KVBlock]:
         """What a chunk leaves: its scores, and for answers over kept pairs what it offers."""
         method = self._method
+        if isinstance(method.scorer, IndexScorer):
+            assert reading.pairs is not None
+            return [index_block(entry, self._loaded, method.scorer, reading.pairs, reading.places) for entry in entries]
         if not method.keeps_pairs:
             return [scores_only(entry) for entry in entries]
         assert reading.pairs is not None
@@ -206,6 +210,22 @@ class Engine:
             choice = keeping.offer(len(reading.places), shares_LGB)
             left.append(kept_block(entry, self._model, reading.pairs, reading.places, choice))
         return left
+
+    def _questions(self, task: Encode) -> Questions | None:
+        """The probes, run so that they can be asked of an index; None for methods that have none."""
+        if not isinstance(self._method.scorer, IndexScorer):
+            return None
+        return Questions(self._loaded, self._method.scorer, self._anchor, task.probes)
+
+    def _relevance(self, row: Sequence[KVBlock], questions: Questions | None, probes: int) -> list[ChunkRelevance]:
+        """What a chunk's entries say for each probe."""
+        if questions is not None:
+            [block] = row
+            return [
+                ChunkRelevance(own_RHB.numpy(), None) for own_RHB in questions.of(block, self._method.rule.block_tokens)
+            ]
+        said = [ChunkRelevance(block.scores_RHB.numpy(), self._offered(block)) for block in row]
+        return said if self._method.asks else said * probes
 
     def _offered(self, block: KVBlock) -> tuple[tuple[Interval, ...], ...] | None:
         """Where in its chunk a block holds pairs; None where pairs are not what is kept."""

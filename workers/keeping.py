@@ -21,7 +21,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cache_store.block import HeadPairs, Identity, KVBlock
+from cache_store.block import HeadPairs, KVBlock
+from cache_store.identity import Identity
 from workers.context import positions_of
 from workers.hf import LanguageModel
 from workers.messages import Chunk, Interval, Query

@@ -48,6 +48,11 @@ class Method:
         return self.scorer.observer == "probe"
 
     @property
+    def indexes(self) -> bool:
+        """Whether what is kept is an index that later questions are scored against."""
+        return self.scorer.observer == "index"
+
+    @property
     def is_shaped_by_all(self) -> bool:
         """Whether reading itself depends on all questions of a document: they choose what is carried, or goes on."""
         return self.asks and (self.carries or self.rule.depth is not None)
@@ -64,7 +69,8 @@ class Stages:
 
 def needs_profile(keep: Keep) -> bool:
     """Whether calibrated retrieval heads are needed."""
-    return keep.scorer.kind == "probe" and keep.scorer.heads == "calibrated"
+    scorer = keep.scorer
+    return scorer.kind == "index" or (scorer.kind == "probe" and scorer.heads == "calibrated")
 
 
 def method_of(stages: Stages, shape: ModelShape, weights: str, profile: Profile | None) -> Method:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from cache_store.pairs import bytes_per_number
 from cache_store.store import TieredStore
 from cache_store.tiers.memory import MemoryTier
 from configs.methods import RandomScorer, UniformBudget
@@ -28,11 +29,14 @@ from pipeline.reading import DocumentReader
 from workers.context import Context
 from workers.engine import Engine
 from workers.errors import BackendUnavailable, ModelError
+from workers.index import kv_heads
 from workers.loaded import LoadedModel
 from workers.loading import Reading, load_method
 from workers.messages import Encoded
 from workers.method import Method as Parts
+from workers.selection.budgets.base import Choice
 from workers.selection.profile import Profile
+from workers.selection.scorers.index import IndexScorer
 
 _ROOM = 2**40
 """Bytes that a document's kept sets may take while it is tried: they go with it."""
@@ -78,7 +82,7 @@ class Finder:
     def _find_together(self, document: Document, group: list[tuple[Contender, Parts]]) -> Iterator[Found | Refused]:
         """Contenders that read alike, one after the other over one shared reading."""
         rule = replace(group[0][1].rule, all_layers=any(parts.rule.all_layers for _, parts in group))
-        keeps = any(parts.keeps_pairs or parts.carries for _, parts in group)
+        keeps = any(parts.keeps_pairs or parts.carries or parts.indexes for _, parts in group)
         shared = SharedReading(self._loaded, self._anchor, rule, [p.scorer for _, p in group], keeps_pairs=keeps)
         for contender, parts in group:
             try:
@@ -101,8 +105,6 @@ class Finder:
             encoded: list[Encoded] = [engine.encode(task) for task in step.encodes]
             prepared, step = step, reader.advance(step, encoded)
         [selection] = step
-        head_bytes = 2 * self._reading.shape.head_dim * self._loaded.weights.dtype.itemsize
-        heads = self._reading.shape.num_layers * self._reading.shape.num_kv_heads
         return Found(
             contender=contender,
             query=selection.query,
@@ -110,8 +112,17 @@ class Finder:
             engine=engine,
             seconds_read=None if shared.has_many else time.perf_counter() - started,
             relevance_kept=relevance_kept(selection.choice, selection.table),
-            kept_bytes=round(selection.choice.tokens * heads) * head_bytes if parts.keeps_pairs else None,
+            kept_bytes=self._bytes(parts, selection.choice, prepared.num_tokens),
         )
+
+    def _bytes(self, parts: Parts, choice: Choice, num_tokens: int) -> int | None:
+        """What was kept of a document takes, as the method's codec holds it; None where only text is kept."""
+        shape = self._reading.shape
+        row = shape.head_dim * bytes_per_number(parts.codec, self._loaded.weights.dtype)
+        if isinstance(parts.scorer, IndexScorer):
+            return num_tokens * len(kv_heads(parts.scorer, shape)) * row
+        pairs = round(choice.tokens * shape.num_layers * shape.num_kv_heads)
+        return 2 * pairs * row if parts.keeps_pairs else None
 
     def _baseline(self, document: Document, contender: Contender) -> Found | Refused:
         """What a baseline reads: text that no attention chose."""

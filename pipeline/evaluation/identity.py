@@ -2,7 +2,7 @@
 
 Everything that decides a row is in it: the item, prompt and model by content, how numbers are computed, the method with
 the heads, gate or head map that it found, the budget. Where files lie and who works is not, nor is Foveate's version:
-after changing code, start in a new directory.
+after changing code or a default, start in a new directory.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 
 from blake3 import blake3
+from pydantic import BaseModel
 
 from configs.evaluation import Evaluation, Method
 from configs.schema import Job
@@ -51,7 +52,7 @@ class Identity:
 
     def _method(self, method: Method, job: Job) -> list[object]:
         """All that a method is; a reason where it cannot be had, so that it is tried again when that changes."""
-        settings = [part.model_dump(mode="json") for part in (job.read, job.keep, job.answer)]
+        settings = [_said(part) for part in (job.read, job.keep, job.answer)]
         if method.baseline is not None:
             return [method.baseline, settings]
         try:
@@ -70,6 +71,16 @@ def _computing(evaluation: Evaluation) -> list[str]:
         runtime = resolve_runtime(model)
         return [runtime.device.partition(":")[0], runtime.dtype, runtime.attention]
     return [model.device.partition(":")[0], model.dtype, model.attention]
+
+
+def _said(part: BaseModel) -> dict[str, object]:
+    """What a part of a job says that it would not be by itself: a setting that a later Foveate adds changes no row."""
+    said: dict[str, object] = {}
+    for name, info in type(part).model_fields.items():
+        value = getattr(part, name)
+        if name == "kind" or value != info.default:
+            said[name] = _said(value) if isinstance(value, BaseModel) else value
+    return said
 
 
 def _digest(*parts: object) -> str:

@@ -30,6 +30,7 @@ PATTERNS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 SCORERS: dict[str, dict[str, Any]] = {
     "probe": {"kind": "probe"},
+    "index": {"kind": "index"},
     "window": {"kind": "window", "window_tokens": 8},
     "accumulated": {"kind": "accumulated"},
     "streaming": {"kind": "streaming"},
@@ -39,6 +40,8 @@ SCORERS: dict[str, dict[str, Any]] = {
     "gate": {"kind": "gate", "file": GATE},
     "random": {"kind": "random"},
 }
+_AT_ONCE = {name: scorer for name, scorer in SCORERS.items() if name != "index"}
+"""All but the one that only text can be kept with, and no question known."""
 BUDGETS: dict[str, dict[str, Any]] = {
     "uniform": {"kind": "uniform"},
     "pyramid": {"kind": "pyramid"},
@@ -57,12 +60,13 @@ METHODS: dict[str, dict[str, Any]] = (
         f"carried {name}": {"read": {"pattern": pattern, "context": "carried"}, "over": "kept"}
         for name, pattern in PATTERNS.items()
     }
-    | {f"scorer {name}": {"keep": {"scorer": scorer}, "over": "kept"} for name, scorer in SCORERS.items()}
-    | {f"scorer {name}, text": {"keep": {"scorer": scorer}} for name, scorer in SCORERS.items()}
+    | {f"scorer {name}": {"keep": {"scorer": scorer}, "over": "kept"} for name, scorer in _AT_ONCE.items()}
+    | {f"scorer {name}, text": {"keep": {"scorer": scorer}} for name, scorer in _AT_ONCE.items()}
+    | {"scorer index": {"keep": {"scorer": SCORERS["index"], "question": "unknown"}}}
     | {
         f"scorer {name}, question unknown": {"keep": {"scorer": scorer, "question": "unknown"}, "over": "kept"}
         for name, scorer in SCORERS.items()
-        if name != "probe"
+        if name not in ("probe", "index")
     }
     | {
         f"budget {name}, {scorer}": {"keep": {"budget": budget, "scorer": SCORERS[scorer]}, "over": "kept"}

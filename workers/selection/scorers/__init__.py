@@ -36,6 +36,14 @@ def _probe(settings: methods.ProbeScorer, setting: Setting) -> Scorer:
     return ProbeScorer(Profile(setting.weights, tuple(every)), settings.lexical)
 
 
+def _index(settings: methods.IndexScorer, setting: Setting) -> Scorer:
+    from workers.selection.scorers.index import IndexScorer
+
+    assert setting.profile is not None, "an index needs a profile"
+    _check_heads(setting.profile, setting.shape)
+    return IndexScorer(setting.profile, settings.lexical)
+
+
 def _check_heads(profile: Profile, shape: ModelShape) -> None:
     """Raise ``ModelError`` for heads that cannot look over a chunk."""
     for layer, head in profile.heads:
@@ -96,6 +104,7 @@ def _random(settings: methods.RandomScorer, setting: Setting) -> Scorer:
 
 _SCORERS: dict[str, Callable[[Any, Setting], Scorer]] = {
     "probe": _probe,
+    "index": _index,
     "window": _window,
     "accumulated": _accumulated,
     "streaming": _streaming,
@@ -111,6 +120,6 @@ def scorer_of(
     settings: methods.Scorer, *, question_known: bool, shape: ModelShape, profile: Profile | None, weights: str
 ) -> Scorer:
     """The scorer that a job's ``keep.scorer`` names. ``weights``: the model's fingerprint; ``profile``: its retrieval
-    heads, needed by ``probe`` with calibrated heads only. Raises ``ModelError`` for a gate or a profile that does not
-    fit."""
+    heads, needed by ``probe`` with calibrated heads and by ``index``. Raises ``ModelError`` for a gate or a profile
+    that does not fit."""
     return _SCORERS[settings.kind](settings, Setting(shape, weights, profile, question_known))

@@ -26,9 +26,10 @@ from torch.nn.functional import pad
 from workers.hf import LanguageModel
 from workers.messages import Interval
 
-Observer = Literal["probe", "chunk", "repeat", "nobody"]
+Observer = Literal["probe", "chunk", "repeat", "nobody", "index"]
 """Whose queries a scorer looks at: the question's behind the chunk, the chunk's own, those of a repetition of the
-chunk behind it, or none (keys, values and hidden states alone)."""
+chunk behind it, none (keys, values and hidden states alone), or those of a question that comes later and meets what
+was kept."""
 
 
 @dataclass(frozen=True)

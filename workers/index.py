@@ -1,0 +1,130 @@
+"""An attention index: the retrieval heads' keys of every token of a chunk, and what a later question makes of them.
+
+A chunk is read once, for nobody in particular, as deep as its last retrieval head; the keys of those few heads are
+kept, un-rotated, and nothing else. A question is run once behind the anchor alone; its queries are then turned to where
+it would stand behind each chunk and meet that chunk's keys. Invariants: an index serves every question; scores have the
+shape and scale of the probe scorer's, so that all that follows is the same.
+
+Shapes: C chunk tokens, R scored rows of a probe, h retrieval heads, B blocks, L layers, G kv heads, H query heads,
+D head dimension, N rows of an entry.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+from cache_store.block import HeadPairs, KVBlock
+from workers.context import Context
+from workers.hf import ModelShape
+from workers.keeping import Entry
+from workers.loaded import LoadedModel
+from workers.messages import Probe
+from workers.passes import SegmentPass, Sight
+from workers.segments import Segment
+from workers.selection.scorers.base import LayerView
+from workers.selection.scorers.index import IndexScorer
+
+
+def index_block(entry: Entry, loaded: LoadedModel, scorer: IndexScorer, pairs: Segment, places: range) -> KVBlock:
+    """The entry of a chunk that was read at ``places``: keys of the kv heads that retrieval heads read, no values."""
+    model, shape = loaded.weights, loaded.weights.shape
+    wanted = kv_heads(scorer, shape)
+    positions_C = torch.arange(len(places))
+    counts_LG = torch.zeros(shape.num_layers, shape.num_kv_heads, dtype=torch.int32)
+    keys = []
+    for layer, head in wanted:
+        counts_LG[layer, head] = len(places)
+        key_C1D = pairs.keys[layer][:, head : head + 1]
+        keys.append(model.unrotate(key_C1D, positions_C + places.start, layer=layer)[:, 0].cpu())
+    rows = HeadPairs(
+        positions_C.repeat(len(wanted)), torch.cat(keys), torch.empty(0, shape.head_dim, dtype=model.dtype)
+    )
+    return KVBlock.of_rows(entry.identity, entry.cost, counts_LG, rows, entry.scores_RHB)
+
+
+class Questions:
+    """Probes that were run behind the anchor alone, ready to be asked of any number of chunks."""
+
+    def __init__(self, loaded: LoadedModel, scorer: IndexScorer, anchor: Context, probes: Sequence[Probe]) -> None:
+        """Runs them, in one pass as deep as the last retrieval head."""
+        self._loaded = loaded
+        self._scorer = scorer
+        self._anchor_positions = anchor.num_positions
+        self._probes = probes
+        self._bounds = (0, *accumulate(len(probe.token_ids) for probe in probes))
+        places = [anchor.num_positions + i for probe in probes for i in range(len(probe.token_ids))]
+        listener = _Listener(frozenset(scorer.layers))
+        ids = [token for probe in probes for token in probe.token_ids]
+        last = scorer.layers[-1]
+        reading = SegmentPass(loaded.backend, self._bounds, anchor.segments, last_layer=last, watchers=[listener])
+        loaded.weights.run(ids, places, reading)
+        self._queries_THD = {
+            layer: loaded.weights.unrotate(q_THD, torch.tensor(places), layer=layer)
+            for layer, q_THD in listener.queries_THD.items()
+        }
+        self._scale = listener.scale
+
+    def of(self, block: KVBlock, block_tokens: int) -> list[Tensor]:
+        """Per probe what it makes of a chunk's index, [R, h, B] as the probe scorer's."""
+        layers = [self._views(block, layer, block_tokens) for layer in self._scorer.layers]
+        return [
+            torch.cat([self._scorer.score(view).cpu() for view in views], dim=1) for views in zip(*layers, strict=True)
+        ]
+
+    def _views(self, block: KVBlock, layer: int, block_tokens: int) -> list[LayerView]:
+        """One layer as each probe would meet it, behind the chunk."""
+        model, first = self._loaded.weights, self._anchor_positions
+        num_tokens = int(block.counts_LG.max())
+        places_C = torch.arange(first, first + num_tokens, device=model.device)
+        keys_CGD = torch.zeros(num_tokens, model.shape.num_kv_heads, model.shape.head_dim, dtype=model.dtype)
+        for head in range(model.shape.num_kv_heads):
+            if int(block.counts_LG[layer, head]):
+                keys_CGD[:, head] = block.keys(layer, head)
+        keys_CGD = model.rotate(keys_CGD, places_C, layer=layer)
+        views = []
+        for probe, start in zip(self._probes, self._bounds, strict=False):
+            inside = self._scorer.rows(probe.scored, len(probe.token_ids))
+            row_places_R = torch.tensor(inside, device=model.device) + first + num_tokens
+            queries_RHD = self._queries_THD[layer][start + inside.start : start + inside.stop]
+            views.append(
+                LayerView(
+                    layer=layer,
+                    queries_RHD=model.rotate(queries_RHD, row_places_R, layer=layer),
+                    keys_CGD=keys_CGD,
+                    values_CGD=keys_CGD[:, :0],
+                    places_C=places_C,
+                    row_places_R=row_places_R,
+                    scale=self._scale,
+                    block_tokens=block_tokens,
+                    model=model,
+                )
+            )
+        return views
+
+
+@dataclass
+class _Listener:
+    """A ``passes.Watcher`` that remembers the queries of some layers, and by what their logits are scaled."""
+
+    layers: frozenset[int]
+    wants_lse: bool = False
+    wants_hidden: bool = False
+    queries_THD: dict[int, Tensor] = field(default_factory=dict)
+    scale: float = 1.0
+
+    def see(self, sight: Sight) -> None:
+        """Remember this layer's, if it is wanted."""
+        if sight.layer in self.layers:
+            self.queries_THD[sight.layer] = sight.q_THD
+            self.scale = sight.scale
+
+
+def kv_heads(scorer: IndexScorer, shape: ModelShape) -> list[tuple[int, int]]:
+    """(layer, kv head) that the retrieval heads read, in the order of an entry's rows."""
+    group = shape.num_heads // shape.num_kv_heads
+    return sorted({(layer, head // group) for layer, head in scorer.profile.heads})
