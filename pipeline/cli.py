@@ -18,7 +18,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from enum import StrEnum
 from pathlib import Path
 from types import FrameType
@@ -30,6 +30,7 @@ from rich.console import Console
 from cache_store.errors import StoreError
 from configs.errors import ConfigError
 from pipeline.errors import IncompleteRun, Interrupted, JobError, TooManyFailures, WorkersUnavailable
+from pipeline.store_cli import store_app
 from workers.errors import BackendUnavailable, ModelError
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+app.add_typer(store_app, name="store")
 
 
 class PoolKind(StrEnum):
@@ -201,6 +203,35 @@ def evaluate(
         raise IncompleteRun(f"{left}; {len(done.failures):,} failed, the first: {done.failures[0]}")
     if done.left:
         print(left, file=sys.stderr)
+
+
+@app.command()
+def ask(
+    questions: Annotated[list[str], typer.Argument(metavar="QUESTION...", help="What to ask of every document.")],
+    corpus: Annotated[list[str] | None, typer.Option(metavar="PATH", help="As corpus.path, or a text file.")] = None,
+    store: Annotated[str | None, typer.Option(metavar="URL", help="Where what was read is kept.")] = None,
+    model: Annotated[str | None, typer.Option(metavar="SOURCE", help="The model, as model.source names it.")] = None,
+    config: Annotated[Path | None, typer.Option(metavar="JOB.yaml", help="A job file to start from.")] = None,
+    settings: Settings = None,
+    output: Annotated[str | None, typer.Option(metavar="DIR", help="Keep answers there, as a run does.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a line of JSON for each answer.")] = False,
+    strict: Strict = False,
+) -> None:
+    """Ask documents that were read before; those that were not are read first, once."""
+    from pipeline.ask import Request, asked
+    from pipeline.ask_screen import print_asked, reply_json
+    from pipeline.progress import shown_on
+
+    request = Request(tuple(questions), tuple(corpus or ()), store, model, config, tuple(settings or ()))
+    with _stoppable() as stop, ExitStack() as scope:
+        with shown_on(Console(stderr=True), time.monotonic) as view:
+            answers = scope.enter_context(asked(request, output, progress=view, stop=stop))
+        if as_json:
+            for reply in answers.replies():
+                print(reply_json(reply))
+        else:
+            print_asked(Console(), answers)
+    raise typer.Exit(3 if strict and answers.summary.totals.failed else 0)
 
 
 @app.command()

@@ -28,6 +28,7 @@ from pipeline.plan import make_plan, verify_unchanged
 from pipeline.pool import EnginePool, LocalPool
 from pipeline.reading import DocumentReader
 from pipeline.records import ANSWERS, FAILURES, JOB, read_job
+from pipeline.scheduler import OnRead
 from pipeline.sink import RunState
 from workers.loading import (
     find_or_calibrate,
@@ -66,8 +67,11 @@ class Summary:
     elapsed_s: float
 
 
-def run(job: Job, *, progress: Report | None = None, stop: StopRequest | None = None) -> Summary:
-    """Run ``job``, or resume it where its output directory says it was begun.
+def run(
+    job: Job, *, progress: Report | None = None, stop: StopRequest | None = None, on_read: OnRead | None = None
+) -> Summary:
+    """Run ``job``, or resume it where its output directory says it was begun. ``on_read`` hears of every message that
+    this call reads or finds in the store.
 
     Raises ``JobError`` or ``ModelError`` for what the user must mend, ``TooManyFailures`` once more than
     ``output.max_failed_fraction`` of the planned questions (and, unless it is 0, at least ``FEW_FAILURES``) failed,
@@ -79,7 +83,7 @@ def run(job: Job, *, progress: Report | None = None, stop: StopRequest | None = 
     if not attempt.state.is_finished:
         errand = FreshParts(attempt.state, attempt.corpus, keep=job.store.keep)
         with attempt.pool() as pool:
-            attempt.loop(pool, progress, stop).run(errand, attempt.max_failed)
+            attempt.loop(pool, progress, stop, on_read=on_read).run(errand, attempt.max_failed)
     attempt.state.finish()  # of a finished run too: a driver killed later may have left files that nobody names
     return attempt.summary(started_s)
 
@@ -157,10 +161,23 @@ class Attempt:
             return LocalPool(make_engine, settings.workers)
         from pipeline.cluster import RayPool  # no Ray without a Ray pool
 
-        return RayPool(make_engine, settings)
+        return RayPool(make_engine, settings, holds=self._ledger())
+
+    def _ledger(self) -> Callable[[], object] | None:
+        """What opens the books of a store in Ray's memory, so that they outlive every worker; None without one."""
+        if not any(tier.kind == "ray" for tier in self.job.store.tiers):
+            return None
+        from cache_store.tiers.object_store import open_ledger
+
+        return open_ledger
 
     def loop(
-        self, pool: EnginePool, progress: Report | None, stop: StopRequest | None, total: Extent | None = None
+        self,
+        pool: EnginePool,
+        progress: Report | None,
+        stop: StopRequest | None,
+        total: Extent | None = None,
+        on_read: OnRead | None = None,
     ) -> Loop:
         """A loop over the parts that are not committed yet, with the others counted as done; or over ``total``."""
         plan = self.state.plan
@@ -173,6 +190,7 @@ class Attempt:
             done=Extent(0, 0, 0) if total else self._committed(),
             report=progress,
             stop=stop,
+            on_read=on_read,
         )
 
     def _committed(self) -> Extent:

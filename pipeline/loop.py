@@ -17,7 +17,7 @@ from pipeline.errors import Interrupted, TooManyFailures
 from pipeline.outcome import Failure
 from pipeline.pool import TASKS_PER_WORKER, EnginePool
 from pipeline.reading import DocumentReader
-from pipeline.scheduler import Scheduler
+from pipeline.scheduler import OnRead, Scheduler
 
 _WAIT_S = 0.2
 _BYTES_PER_TOKEN = 4
@@ -71,6 +71,7 @@ class Loop:
         done: Extent,
         report: Callable[[Progress], None] | None = None,
         stop: StopRequest | None = None,
+        on_read: OnRead | None = None,
     ) -> None:
         """``done``: what earlier attempts have committed; ``report`` hears of every change."""
         self._reader = reader
@@ -81,6 +82,7 @@ class Loop:
             batch_size=batch_size,
             window_tokens=pool.num_workers * _WINDOW_CHUNKS_PER_WORKER * chunk_tokens,
             num_slots=self._num_slots,
+            on_read=on_read,
         )
         self._total, self._done = total, done
         self._report = report or (lambda progress: None)

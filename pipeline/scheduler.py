@@ -14,7 +14,7 @@ not by the corpus.
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -26,6 +26,9 @@ from pipeline.retry import Again, CutSmaller, GiveUp, Split, Tally, judge
 from workers.messages import Answered, Ask, Encode, Encoded, Generated
 
 _UNTRIED = Tally()
+
+OnRead = Callable[[Prepared, Encoded], None]
+"""Hears of every message that was read, of which document, whether its result is still wanted or not."""
 
 
 class Reader(Protocol):
@@ -125,9 +128,12 @@ class _Asking:
 class Scheduler:
     """See the module. ``add`` and ``close_part`` in row order, ``next_task`` and ``finish`` in any order."""
 
-    def __init__(self, reader: Reader, *, batch_size: int, window_tokens: int, num_slots: int) -> None:
+    def __init__(
+        self, reader: Reader, *, batch_size: int, window_tokens: int, num_slots: int, on_read: OnRead | None = None
+    ) -> None:
         """``num_slots``: tasks that the pool can hold at once."""
         self._reader = reader
+        self._on_read = on_read
         self._batch_size = batch_size
         self._window_tokens = window_tokens
         self._num_slots = num_slots
@@ -215,6 +221,8 @@ class Scheduler:
         """Take back a task with its result."""
         task = self._running.pop(task_id)
         task.part.num_running -= 1
+        if self._on_read is not None and isinstance(task, _Reading) and isinstance(result, Encoded):
+            self._on_read(task.prepared, result)
         if isinstance(task, _Reading) and task.outdated:
             task.part.keys.extend(result.keys if isinstance(result, Encoded) else ())
         elif isinstance(task, _Reading) and isinstance(result, Encoded):

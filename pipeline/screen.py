@@ -98,8 +98,8 @@ def print_answers(console: Console, rows: Sequence[dict[str, Any]], num_answers:
     )
     for row in rows:
         best = max(row["spans"], key=lambda span: span["share"], default=None)
-        passage = f"{best['share']:.0%} {_around(best['text'], row['answer'])}" if best else ""
-        table.add_row(*(Text(value) for value in (*(_one_line(row[key]) for key in _SHOWN_COLUMNS), passage)))
+        passage = f"{best['share']:.0%} {around(best['text'], row['answer'])}" if best else ""
+        table.add_row(*(Text(value) for value in (*(one_line(row[key]) for key in _SHOWN_COLUMNS), passage)))
     console.print()
     console.print(table)
     if num_answers > len(rows):
@@ -120,7 +120,7 @@ def print_checked(console: Console, summary: Summary) -> None:
         console.print(
             Text(
                 f"  {'✓' if one.correct else '✗'} {one.id} {one.question_id}: "
-                f"{_one_line(one.answer)!r}, expected {_one_line(expected)!r}"
+                f"{one_line(one.answer)!r}, expected {one_line(expected)!r}"
             ),
             soft_wrap=True,
         )
@@ -218,20 +218,20 @@ def _facts(console: Console, title: str, facts: Iterable[tuple[str, str]]) -> No
         console.print(Text(f"  {name:<{width}}  {value}"), soft_wrap=True)
 
 
-def _around(text: str, answer: str) -> str:
+def around(text: str, answer: str) -> str:
     """A passage on one line; a long one cut so that the answer's own words, if it holds them, are seen."""
-    flat = _flat(text)
-    found = mentions(flat, answer)
-    start = max(0, min(found[0][0] - _CELL_CHARACTERS // 3, len(flat) - _CELL_CHARACTERS)) if found else 0
-    return ("…" if start else "") + _one_line(flat[start:])
+    line = plain(text)
+    found = mentions(line, answer)
+    start = max(0, min(found[0][0] - _CELL_CHARACTERS // 3, len(line) - _CELL_CHARACTERS)) if found else 0
+    return ("…" if start else "") + one_line(line[start:])
 
 
-def _one_line(text: str) -> str:
+def one_line(text: str) -> str:
     """Text on one line; what is long is cut."""
-    flat = _flat(text)
-    return flat if len(flat) <= _CELL_CHARACTERS else flat[: _CELL_CHARACTERS - 1] + "…"
+    line = plain(text)
+    return line if len(line) <= _CELL_CHARACTERS else line[: _CELL_CHARACTERS - 1] + "…"
 
 
-def _flat(text: str) -> str:
+def plain(text: str) -> str:
     """White space and control characters as single spaces."""
     return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
