@@ -49,7 +49,7 @@ class Recording(Pass):
 
 
 class Reader:
-    """Reads chunks behind ``anchor``, with ``question`` behind them where the observer is the probe."""
+    """Reads chunks behind ``anchor``, with ``question`` behind them where the observer is the probe or will be."""
 
     def __init__(self, directory: Path, anchor: Sequence[int], question: Sequence[int]) -> None:
         self.model = LanguageModel(directory, dtype=torch.float32, device=torch.device("cpu"))
@@ -58,7 +58,7 @@ class Reader:
 
     def views(self, scorer: Scorer, chunk: Sequence[int], block_tokens: int) -> list[LayerView]:
         """What the scorer sees of a chunk, in the layers it looks at."""
-        behind = {"probe": self.question, "repeat": tuple(chunk)}.get(scorer.observer, ())
+        behind = {"probe": self.question, "index": self.question, "repeat": tuple(chunk)}.get(scorer.observer, ())
         tokens = (*self.anchor, *chunk, *behind)
         recording = Recording()
         self.model.run(tokens, range(len(tokens)), recording)
