@@ -55,6 +55,7 @@ class Engine:
         self._anchor = anchor or Context.of_anchor(loaded)
         self._stop_ids = self._model.stop_ids | self.tokenizer.stop_ids
         self.store = store
+        self._questions_of: tuple[tuple[Probe, ...], Questions] | None = None
         shape = self._model.shape
         self._identity = Identity(
             tenant=digest_tenant(tenant),
@@ -115,7 +116,7 @@ class Engine:
         """Keys and blocks [chunk][probe] of a task ([chunk][0] where no question is looked at), and how many of its
         chunks came from the store."""
         named = self._identities(task)
-        keys = [[identity.key() for identity in row] for row in named]
+        keys = _keys_of(named)
         found = [[self.store.get(key) for key in row] for row in keys]
         complete = [[block for block in row if block is not None] for row in found]
         if all(len(kept) == len(row) for kept, row in zip(complete, keys, strict=True)):
@@ -128,7 +129,7 @@ class Engine:
 
     def _keys(self, task: Encode) -> list[list[BlockKey]]:
         """Names of what ``_identities`` describes."""
-        return [[identity.key() for identity in row] for row in self._identities(task)]
+        return _keys_of(self._identities(task))
 
     def _identities(self, task: Encode) -> list[list[Identity]]:
         """What each chunk leaves for each probe. What a chunk was read after is part of the name: anchor,
@@ -212,10 +213,15 @@ class Engine:
         return left
 
     def _questions(self, task: Encode) -> Questions | None:
-        """The probes, run so that they can be asked of an index; None for methods that have none."""
+        """The probes, run so that they can be asked of an index; None for methods that have none. Chunks travel alone
+        with the same probes, so the last ones are remembered."""
         if not isinstance(self._method.scorer, IndexScorer):
             return None
-        return Questions(self._loaded, self._method.scorer, self._anchor, task.probes)
+        remembered = self._questions_of  # read once: another thread may put others in its place
+        if remembered is None or remembered[0] != task.probes:
+            remembered = (task.probes, Questions(self._loaded, self._method.scorer, self._anchor, task.probes))
+            self._questions_of = remembered
+        return remembered[1]
 
     def _relevance(self, row: Sequence[KVBlock], questions: Questions | None, probes: int) -> list[ChunkRelevance]:
         """What a chunk's entries say for each probe."""
@@ -268,3 +274,7 @@ class Engine:
         found = [self.store.get(row[index]) for row in self._keys(source)]
         kept = [block for block in found if block is not None]
         return kept if len(kept) == len(found) else [row[index] for row in self._kept(source)[1]]
+
+
+def _keys_of(identities: list[list[Identity]]) -> list[list[BlockKey]]:
+    return [[identity.key() for identity in row] for row in identities]
