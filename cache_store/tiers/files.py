@@ -10,41 +10,28 @@ Invariants: besides those of every tier, opening reads names and sizes only; wha
 
 from __future__ import annotations
 
-import threading
-from collections import Counter
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from cache_store.block import KVBlock
 from cache_store.codec import decode_file, encode
 from cache_store.errors import CorruptBlock, OtherVersion, UnusableTier
-from cache_store.eviction import CostAware
 from cache_store.identity import BlockKey
-from cache_store.tiers.base import TierCounters
+from cache_store.tiers.booked import BookedTier
 from cache_store.tiers.directory import EntryDirectory
 from configs.schema import FilesTier as FilesConfig
 
 _RESCAN_FRACTION = 16
 
 
-class FilesTier:
+class FilesTier(BookedTier):
     """Blocks as safetensors files below ``path``, ``max_bytes`` of file contents at most.
 
     Raises UnusableTier where the directory cannot be made, read or written.
     """
 
-    shared = True
-
     def __init__(self, path: Path, max_bytes: int, name: str = "files") -> None:
-        self.name = name
-        self.max_bytes = max_bytes
+        super().__init__(name, max_bytes)
         self._directory = EntryDirectory(path)
-        self._rule = CostAware(max_bytes)
-        self._counts: Counter[str] = Counter()
-        self._unscanned_bytes = 0
-        # Taken in this order: the right to change the directory, then the books (never held over a disk).
-        self._writing = threading.RLock()
-        self._books = threading.Lock()
         try:
             self._directory.open()
             self._rescan()
@@ -60,17 +47,6 @@ class FilesTier:
     def from_config(cls, config: FilesConfig, name: str) -> FilesTier:
         """The tier that a job's ``{kind: files}`` asks for."""
         return cls(Path(config.path).expanduser(), int(config.max_bytes), name)
-
-    @property
-    def num_bytes(self) -> int:
-        """Bytes of the entries' files that this process knows of."""
-        return self._rule.num_bytes
-
-    @property
-    def counters(self) -> TierCounters:
-        """What happened since this process opened the tier."""
-        with self._books:
-            return TierCounters(**self._counts)
 
     def get(self, key: BlockKey, layers: range | None = None) -> KVBlock | None:
         """The block last put under ``key`` by any process, mapped from its file; None where it is absent, unreadable
@@ -130,34 +106,11 @@ class FilesTier:
             except OSError:
                 self._count("write_errors")
 
-    def pin(self, keys: Iterable[BlockKey]) -> None:
-        """Let this process evict no entries of these keys until ``unpin`` was called as often."""
-        with self._books:
-            self._rule.pin(keys)
-
-    def unpin(self, keys: Iterable[BlockKey]) -> None:
-        """Take back one ``pin`` of each of these keys."""
-        with self._books:
-            self._rule.unpin(keys)
-
-    def keys(self) -> Iterator[BlockKey]:
-        """Keys of the entries that this process knows of, first to leave first, as a snapshot."""
-        with self._books:
-            return iter(self._rule)
-
     def __contains__(self, key: BlockKey) -> bool:
         try:
             return self._directory.stat(key) is not None
         except OSError:
             return False
-
-    def _count(self, name: str) -> None:
-        with self._books:
-            self._counts[name] += 1
-
-    def _room_for(self, key: BlockKey, num_bytes: int) -> tuple[BlockKey, ...] | None:
-        with self._books:
-            return self._rule.room_for(key, num_bytes)
 
     def _evict(self, key: BlockKey) -> None:
         """Remove the file, then its bytes from the books; raises OSError with both as they were."""

@@ -12,17 +12,14 @@ stay: it is the same, for a key decides its bytes.
 
 from __future__ import annotations
 
-import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 from cache_store.block import KVBlock
 from cache_store.codec import decode, encode
 from cache_store.errors import CorruptBlock, OtherVersion, UnusableTier
-from cache_store.eviction import CostAware
 from cache_store.identity import BlockKey
-from cache_store.tiers.base import TierCounters
+from cache_store.tiers.booked import BookedTier
 from cache_store.tiers.bucket import SCHEMES, Bucket, NoAnswer, Resting, without_secrets
 from cache_store.tiers.cooloff import CoolOff
 from configs.schema import ObjectsTier as ObjectsConfig
@@ -30,15 +27,13 @@ from configs.schema import ObjectsTier as ObjectsConfig
 _RESCAN_FRACTION = 16
 
 
-class ObjectsTier:
+class ObjectsTier(BookedTier):
     """Blocks as safetensors objects below ``url``, ``max_bytes`` of them at most.
 
     ``timeout_s``: about the longest that one request takes, its transfer included. Raises UnusableTier for a URL that
     names no object store, a bucket that is not there or that refuses this process. One that does not answer is a
     fault like any later one.
     """
-
-    shared = True
 
     def __init__(
         self,
@@ -48,14 +43,7 @@ class ObjectsTier:
         name: str = "objects",
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.name = name
-        self.max_bytes = max_bytes
-        self._rule = CostAware(max_bytes)
-        self._counts: Counter[str] = Counter()
-        self._unscanned_bytes = 0
-        # Taken in this order: the right to change the bucket, then the books (never held over a request).
-        self._writing = threading.RLock()
-        self._books = threading.Lock()
+        super().__init__(name, max_bytes)
         try:
             self._bucket = Bucket(url, timeout_s, CoolOff(clock))
             self._open()
@@ -71,17 +59,6 @@ class ObjectsTier:
     def from_config(cls, config: ObjectsConfig, name: str) -> ObjectsTier:
         """The tier that a job's ``{kind: objects}`` asks for."""
         return cls(config.url, int(config.max_bytes), config.timeout_seconds, name)
-
-    @property
-    def num_bytes(self) -> int:
-        """Bytes of the entries' objects that this process knows of."""
-        return self._rule.num_bytes
-
-    @property
-    def counters(self) -> TierCounters:
-        """What happened since this process opened the tier."""
-        with self._books:
-            return TierCounters(**self._counts)
 
     def get(self, key: BlockKey, layers: range | None = None) -> KVBlock | None:
         """The whole block last put under ``key`` by any process, in one request, which costs less time than several
@@ -139,21 +116,6 @@ class ObjectsTier:
             except OSError as error:
                 self._count_fault("write_errors", error)
 
-    def pin(self, keys: Iterable[BlockKey]) -> None:
-        """Let this process evict no entries of these keys until ``unpin`` was called as often."""
-        with self._books:
-            self._rule.pin(keys)
-
-    def unpin(self, keys: Iterable[BlockKey]) -> None:
-        """Take back one ``pin`` of each of these keys."""
-        with self._books:
-            self._rule.unpin(keys)
-
-    def keys(self) -> Iterator[BlockKey]:
-        """Keys of the entries that this process knows of, first to leave first, as a snapshot."""
-        with self._books:
-            return iter(self._rule)
-
     def __contains__(self, key: BlockKey) -> bool:
         try:
             return self._bucket.size_of(key) is not None
@@ -170,16 +132,8 @@ class ObjectsTier:
             self._count("read_errors")
             self._unscanned_bytes = self.max_bytes
 
-    def _count(self, name: str, times: int = 1) -> None:
-        with self._books:
-            self._counts[name] += times
-
     def _count_fault(self, name: str, error: OSError) -> None:
         self._count("skipped" if isinstance(error, Resting) else name)
-
-    def _room_for(self, key: BlockKey, num_bytes: int) -> tuple[BlockKey, ...] | None:
-        with self._books:
-            return self._rule.room_for(key, num_bytes)
 
     def _evict(self, keys: Sequence[BlockKey]) -> None:
         """Remove the objects, then their bytes from the books; raises OSError with the books as they were."""
