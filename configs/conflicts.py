@@ -6,6 +6,7 @@ together, so a rule that is added when a combination breaks belongs here and now
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from itertools import pairwise
 
@@ -29,6 +30,7 @@ def method_conflicts(read: Read, keep: Keep, answer: AnswerOver) -> Iterable[Con
     yield from _pages(answer)
     yield from _original_positions(read, answer)
     yield from _index(read, keep, answer)
+    yield from _chunk_fraction(read, keep, answer)
 
 
 def _sizes(read: Read, keep: Keep) -> Iterable[Conflict]:
@@ -198,3 +200,22 @@ def _index(read: Read, keep: Keep, answer: AnswerOver) -> Iterable[Conflict]:
                 f"their answers reread text, but {key} is {value}; allowed: {key}: {allowed}, or another scorer, such "
                 "as probe",
             )
+
+
+def _chunk_fraction(read: Read, keep: Keep, answer: AnswerOver) -> Iterable[Conflict]:
+    fraction = keep.chunk_fraction
+    if fraction is None:
+        return
+    if answer.over != "kept":
+        yield Conflict(
+            ("keep.chunk_fraction", "answer.over"),
+            f"keep.chunk_fraction: {fraction:g} bounds the pairs that a chunk keeps, but answer.over: {answer.over} "
+            "keeps text; allowed: answer.over: kept, or no keep.chunk_fraction",
+        )
+    if fraction * read.chunk_tokens < keep.block_tokens:
+        yield Conflict(
+            ("keep.chunk_fraction", "keep.block_tokens"),
+            f"keep.chunk_fraction: {fraction:g} of read.chunk_tokens: {read.chunk_tokens} is less than one block "
+            f"(keep.block_tokens: {keep.block_tokens}); allowed: "
+            f"{math.ceil(1000 * keep.block_tokens / read.chunk_tokens) / 1000} or more",
+        )

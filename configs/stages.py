@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from configs.closed import Closed, Natural, Positive
+from configs.closed import Closed, Fraction, Natural, Positive
 from configs.methods import (
     AllReader,
     Budget,
@@ -45,12 +45,14 @@ class Keep(Closed):
     on a block border is not cut; the widened tokens count against the budget. ``question: unknown`` reads and
     keeps without looking at the questions, so that what was kept serves every later one. ``codec``: how the numbers of
     kept pairs are held, from the moment they are kept: as the model computes them, as shorter floats, or as 8-bit
-    integers with a scale for each channel of each head."""
+    integers with a scale for each channel of each head. ``chunk_fraction``: the most that one chunk may keep of its own
+    tokens, per layer and head on average; none: as much as the whole document may."""
 
     block_tokens: Positive = 32
     widen_tokens: Natural = 16
     question: Literal["known", "unknown"] = "known"
     codec: Literal["model", "float32", "bfloat16", "float16", "int8"] = "model"
+    chunk_fraction: Fraction | None = None
     scorer: Scorer = ProbeScorer()
     budget: Budget = UniformBudget()
 

@@ -174,9 +174,13 @@ def print_sections(console: Console, sections: Iterable[Section]) -> None:
 
 def print_profile(console: Console, profile: Profile, path: Path) -> None:
     """A calibrated profile, what was measured of it, and where it is."""
-    heads = " ".join(f"{layer}.{head}" for layer, head in profile.heads)
-    named = [("heads", f"{heads} (layer.head)"), ("scoring", f"the probe's {profile.rows}")]
-    _found(console, named, profile.measured, path)
+    choices = {"": profile} | ({"index ": profile.index} if profile.index else {})
+    named, measured = [], {}
+    for prefix, choice in choices.items():
+        heads = " ".join(f"{layer}.{head}" for layer, head in choice.heads)
+        named += [(f"{prefix}heads", f"{heads} (layer.head)"), (f"{prefix}scoring", f"the probe's {choice.rows}")]
+        measured |= {f"{prefix}{split}": found for split, found in choice.measured.items()}
+    _found(console, named, measured, path)
 
 
 def print_gate(console: Console, gate: Gate, path: Path) -> None:

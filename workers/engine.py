@@ -21,7 +21,7 @@ from cache_store.store import TieredStore
 from workers.context import Carried, Context
 from workers.encoder import ChunkReading, Encoder, Reads, observation_record
 from workers.generate import Prompt, forced_logits, generate
-from workers.index import Questions, index_block
+from workers.index import Questions, index_block, index_keys, keys_of
 from workers.keeping import Entry, Keeping, KeptDocument, assemble, kept_block, offered_by, scores_only
 from workers.loaded import LoadedModel
 from workers.messages import Answered, Ask, Chunk, ChunkRelevance, Encode, Encoded, Generated, Interval, Probe, Query
@@ -141,11 +141,12 @@ class Engine:
         questions = (
             [digest_tokens(probe.token_ids, probe.scored) for probe in task.probes] if self._method.asks else [None]
         )
-        named = replace(self._identity, budget=self._budget_record(task.budget_tokens))
         identities = []
         for chunk in task.chunks:
             digest = digest_tokens(chunk.token_ids, [chunk.start] if by_place else [])
-            identities.append([replace(named, question=q, chunk=digest, context=context) for q in questions])
+            budget = self._budget_record(task.budget_tokens, len(chunk.token_ids))
+            named = replace(self._identity, budget=budget, chunk=digest, context=context)
+            identities.append([replace(named, question=question) for question in questions])
             if self._method.carries:
                 context = digest_tokens(list(bytes.fromhex(context)), list(bytes.fromhex(digest)))
         return identities
@@ -200,12 +201,12 @@ class Engine:
         method = self._method
         if isinstance(method.scorer, IndexScorer):
             assert reading.pairs is not None
-            return [index_block(entry, self._loaded, method.scorer, reading.pairs, reading.places) for entry in entries]
+            keys = index_keys(self._loaded, method.scorer, reading.pairs, reading.places)
+            return [index_block(entry, self._loaded, keys) for entry in entries]
         if not method.keeps_pairs:
             return [scores_only(entry) for entry in entries]
         assert reading.pairs is not None
-        keeping = Keeping(method.budget, tokens, method.rule.block_tokens, method.widen_tokens)
-        left = []
+        keeping, left = self._keeping(tokens), []
         for entry, own in zip(entries, said, strict=True):
             [shares_LGB] = method.scorer.settle([own])
             choice = keeping.offer(len(reading.places), shares_LGB)
@@ -227,9 +228,8 @@ class Engine:
         """What a chunk's entries say for each probe."""
         if questions is not None:
             [block] = row
-            return [
-                ChunkRelevance(own_RHB.numpy(), None) for own_RHB in questions.of(block, self._method.rule.block_tokens)
-            ]
+            scores = questions.of(keys_of(block), self._method.rule.block_tokens)
+            return [ChunkRelevance(scores_RHB.numpy(), None) for scores_RHB in scores]
         said = [ChunkRelevance(block.scores_RHB.numpy(), self._offered(block)) for block in row]
         return said if self._method.asks else said * probes
 
@@ -237,11 +237,19 @@ class Engine:
         """Where in its chunk a block holds pairs; None where pairs are not what is kept."""
         return offered_by(block) if self._method.keeps_pairs else None
 
-    def _budget_record(self, tokens: int) -> str:
-        """The budget, where it decides what an entry holds: scores alone are the same for every budget."""
-        record: dict[str, object] = {"block_tokens": self._method.rule.block_tokens}
-        if self._method.keeps_pairs or self._method.carries:
-            record |= {"tokens": tokens, "widen_tokens": self._method.widen_tokens, **self._method.budget.record}
+    def _keeping(self, tokens: int) -> Keeping:
+        """How much a chunk may offer to a document that keeps ``tokens``."""
+        method = self._method
+        return Keeping(method.budget, tokens, method.rule.block_tokens, method.widen_tokens, method.chunk_fraction)
+
+    def _budget_record(self, tokens: int, chunk_tokens: int) -> str:
+        """The budget, where it decides what an entry holds: scores alone are the same for every budget. What is carried
+        into a chunk is chosen by the document's."""
+        method, record = self._method, dict[str, object](block_tokens=self._method.rule.block_tokens)
+        if method.keeps_pairs:
+            record |= self._keeping(tokens).record(chunk_tokens)
+        if method.carries:
+            record |= {"tokens": tokens, "widen_tokens": method.widen_tokens, **method.budget.record}
         return json.dumps(record, sort_keys=True)
 
     # -- answering -------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ D head dimension, N rows of an entry.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 
@@ -29,22 +29,39 @@ from workers.segments import Segment
 from workers.selection.scorers.base import LayerView
 from workers.selection.scorers.index import IndexScorer
 
+IndexKeys = Mapping[tuple[int, int], Tensor]
+"""Un-rotated keys [C, D] of every token of a chunk, by (layer, kv head)."""
 
-def index_block(entry: Entry, loaded: LoadedModel, scorer: IndexScorer, pairs: Segment, places: range) -> KVBlock:
-    """The entry of a chunk that was read at ``places``: keys of the kv heads that retrieval heads read, no values."""
+
+def index_keys(loaded: LoadedModel, scorer: IndexScorer, pairs: Segment, places: range) -> IndexKeys:
+    """What a chunk that was read at ``places`` leaves for later questions: keys of the kv heads that retrieval heads
+    read, in the order of an entry's rows."""
+    positions_C = torch.arange(places.start, places.stop, device=loaded.weights.device)
+    return {
+        (layer, head): loaded.weights.unrotate(pairs.keys[layer][:, head : head + 1], positions_C, layer=layer)[:, 0]
+        for layer, head in kv_heads(scorer, loaded.weights.shape)
+    }
+
+
+def index_block(entry: Entry, loaded: LoadedModel, keys: IndexKeys) -> KVBlock:
+    """The entry of a chunk that left these keys: no values."""
     model, shape = loaded.weights, loaded.weights.shape
-    wanted = kv_heads(scorer, shape)
-    positions_C = torch.arange(len(places))
+    num_tokens = len(next(iter(keys.values())))
     counts_LG = torch.zeros(shape.num_layers, shape.num_kv_heads, dtype=torch.int32)
-    keys = []
-    for layer, head in wanted:
-        counts_LG[layer, head] = len(places)
-        key_C1D = pairs.keys[layer][:, head : head + 1]
-        keys.append(model.unrotate(key_C1D, positions_C + places.start, layer=layer)[:, 0].cpu())
+    for layer, head in keys:
+        counts_LG[layer, head] = num_tokens
     rows = HeadPairs(
-        positions_C.repeat(len(wanted)), torch.cat(keys), torch.empty(0, shape.head_dim, dtype=model.dtype)
+        torch.arange(num_tokens).repeat(len(keys)),
+        torch.cat([key_CD.cpu() for key_CD in keys.values()]),
+        torch.empty(0, shape.head_dim, dtype=model.dtype),
     )
     return KVBlock.of_rows(entry.identity, entry.cost, counts_LG, rows, entry.scores_RHB)
+
+
+def keys_of(block: KVBlock) -> IndexKeys:
+    """The keys of an entry, as its codec holds them."""
+    held = [(int(layer), int(head)) for layer, head in block.counts_LG.nonzero()]
+    return {(layer, head): block.keys(layer, head) for layer, head in held}
 
 
 class Questions:
@@ -69,22 +86,22 @@ class Questions:
         }
         self._scale = listener.scale
 
-    def of(self, block: KVBlock, block_tokens: int) -> list[Tensor]:
+    def of(self, keys: IndexKeys, block_tokens: int) -> list[Tensor]:
         """Per probe what it makes of a chunk's index, [R, h, B] as the probe scorer's."""
-        layers = [self._views(block, layer, block_tokens) for layer in self._scorer.layers]
+        layers = [self._views(keys, layer, block_tokens) for layer in self._scorer.layers]
         return [
             torch.cat([self._scorer.score(view).cpu() for view in views], dim=1) for views in zip(*layers, strict=True)
         ]
 
-    def _views(self, block: KVBlock, layer: int, block_tokens: int) -> list[LayerView]:
+    def _views(self, keys: IndexKeys, layer: int, block_tokens: int) -> list[LayerView]:
         """One layer as each probe would meet it, behind the chunk."""
         model, first = self._loaded.weights, self._anchor_positions
-        num_tokens = int(block.counts_LG.max())
+        num_tokens = len(next(iter(keys.values())))
         places_C = torch.arange(first, first + num_tokens, device=model.device)
         keys_CGD = torch.zeros(num_tokens, model.shape.num_kv_heads, model.shape.head_dim, dtype=model.dtype)
         for head in range(model.shape.num_kv_heads):
-            if int(block.counts_LG[layer, head]):
-                keys_CGD[:, head] = block.keys(layer, head)
+            if (layer, head) in keys:
+                keys_CGD[:, head] = keys[layer, head]
         keys_CGD = model.rotate(keys_CGD, places_C, layer=layer)
         views = []
         for probe, start in zip(self._probes, self._bounds, strict=False):

@@ -32,20 +32,43 @@ from workers.selection.budgets.base import BlockTable, Budget, Choice
 
 @dataclass(frozen=True)
 class Keeping:
-    """How much a chunk may offer: the budget, the document's ``tokens`` per layer and head, blocks and edges."""
+    """How much a chunk may offer: the budget, the document's ``tokens`` per layer and head, blocks and edges.
+
+    With ``chunk_fraction`` a chunk offers at most this share of its own tokens, on average over layers and heads, and
+    no edges: what it leaves is small, and the same whatever else stands in its document. Otherwise it offers all that
+    the document could choose.
+    """
 
     budget: Budget
     tokens: int
     block_tokens: int
     widen_tokens: int
+    chunk_fraction: float | None = None
+
+    def most(self, num_tokens: int) -> int | None:
+        """The tokens that a chunk of ``num_tokens`` may offer per layer and head, where that is less than the whole
+        budget: one block at least."""
+        if self.chunk_fraction is None:
+            return None
+        own = max(self.block_tokens, int(self.chunk_fraction * num_tokens))
+        return own if own < self.tokens else None
 
     def offer(self, num_tokens: int, shares_LGB: NDArray[np.float64]) -> Choice:
         """Which of a chunk's ``num_tokens`` tokens are offered, given its own shares."""
         table = BlockTable.of_chunks([(0, num_tokens)], [shares_LGB], self.block_tokens)
+        most = self.most(num_tokens)
+        if most is not None:
+            return self.budget.choose(table, most)
         edge = min(self.widen_tokens, num_tokens)
         edges = ((0, edge), (num_tokens - edge, num_tokens)) if edge else ()
         chosen = self.budget.offer(table, self.tokens)
         return Choice(chosen.shape, tuple(joined((*runs, *edges)) for runs in chosen.kept))
+
+    def record(self, num_tokens: int) -> dict[str, object]:
+        """What decides what a chunk of ``num_tokens`` offers, besides its shares, as plain JSON values."""
+        most = self.most(num_tokens)
+        amount = {"tokens": self.tokens} if most is None else {"most": most}
+        return {"widen_tokens": self.widen_tokens, **amount, **self.budget.record}
 
 
 def joined(intervals: Sequence[Interval]) -> tuple[Interval, ...]:

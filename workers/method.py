@@ -30,7 +30,8 @@ from workers.sparse import GateDrop
 class Method:
     """How a job reads, keeps and answers. ``record``: everything but the scorer's own that decides what reading
     computes, as plain JSON values; ``carries``: chunks read what earlier ones left; ``keeps_pairs``: answers come from
-    kept pairs, held as ``codec`` says; ``reader``: what steps of decoding read in place of a segment."""
+    kept pairs, held as ``codec`` says, at most ``chunk_fraction`` of each chunk; ``reader``: what steps of decoding
+    read in place of a segment."""
 
     scorer: Scorer
     budget: Budget
@@ -38,6 +39,7 @@ class Method:
     record: dict[str, object]
     codec: str
     widen_tokens: int
+    chunk_fraction: float | None
     carries: bool
     keeps_pairs: bool
     reader: Callable[[Readable], Readable]
@@ -89,6 +91,7 @@ def method_of(stages: Stages, shape: ModelShape, weights: str, profile: Profile 
         record=_record_of(read, rule),
         codec=keep.codec,
         widen_tokens=keep.widen_tokens,
+        chunk_fraction=keep.chunk_fraction,
         carries=read.context == "carried",
         keeps_pairs=answer.over == "kept",
         reader=reader_of(answer.reader),

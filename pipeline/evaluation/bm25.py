@@ -14,7 +14,8 @@ from rank_bm25 import BM25Okapi
 from workers.hf import Tokenizer
 from workers.selection.budgets.base import BlockTable
 from workers.selection.budgets.uniform import UniformBudget
-from workers.selection.calibrate import BLOCK_TOKENS, BUDGETS, WIDEN_TOKENS
+from workers.selection.calibrate import BUDGETS
+from workers.selection.observe import BLOCK_TOKENS, WIDEN_TOKENS
 from workers.selection.questions import Exam
 from workers.selection.relevance import with_neighbours
 

@@ -15,7 +15,7 @@ from workers.hf import model_shape
 from workers.selection.calibrate import BUDGETS
 from workers.selection.gate import find_gate
 from workers.selection.headmap import ROLES, find_head_map
-from workers.selection.profile import find_profile
+from workers.selection.profile import Profile, find_profile
 from workers.source import locate
 
 _RECALLS = {
@@ -32,7 +32,11 @@ def write_calibrated(model: str, out: Path) -> None:
     shape = model_shape(source.directory)
     lines = ["# Found once per model", "", f"Made by `python -m pipeline.evaluation calibrated --model {model}`.", ""]
     profile = find_profile("auto", source.weights)
-    lines += _profile_lines(profile.heads, profile.measured) if profile else ["No retrieval heads are known.", ""]
+    lines += ["## Retrieval heads", ""]
+    lines += _profile_lines(profile) if profile else ["None are known.", ""]
+    if profile and profile.index:
+        lines += ["## Retrieval heads of an index", "", "For questions that meet a chunk's keys and never read it."]
+        lines += _profile_lines(profile.index)
     lines += ["## Gate", ""]
     try:
         lines += _gate_lines(find_gate("auto", source.weights).measured)
@@ -48,12 +52,11 @@ def write_calibrated(model: str, out: Path) -> None:
     out.write_text("\n".join(lines))
 
 
-def _profile_lines(heads: tuple[tuple[int, int], ...], measured: Mapping[str, Mapping[str, float]]) -> Iterator[str]:
-    yield from ("## Retrieval heads", "")
-    yield f"{len(heads)} of them, as (layer, head): {', '.join(map(str, heads))}."
+def _profile_lines(profile: Profile) -> Iterator[str]:
+    yield f"{len(profile.heads)} of them, as (layer, head): {', '.join(map(str, profile.heads))}."
     yield "Share of questions whose whole gold passage is kept; the heads were chosen on `calibrate`."
     yield ""
-    for split, found in measured.items():
+    for split, found in profile.measured.items():
         yield f"`{split}`: {found['questions']} questions over {found['tokens']:,} tokens."
         yield ""
         rows = [

@@ -23,7 +23,8 @@ from workers.messages import Interval
 from workers.prompt import Frame
 from workers.selection.budgets.base import BlockTable
 from workers.selection.budgets.uniform import UniformBudget
-from workers.selection.calibrate import BLOCK_TOKENS, BUDGETS, WIDEN_TOKENS
+from workers.selection.calibrate import BUDGETS
+from workers.selection.observe import BLOCK_TOKENS, WIDEN_TOKENS
 from workers.selection.profile import find_profile
 from workers.selection.questions import Exam, Split
 from workers.selection.scorers.base import ChunkScores, Scorer

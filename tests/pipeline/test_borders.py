@@ -278,3 +278,27 @@ def test_carried_reading_reads_all_of_a_changed_document_again(bench: Bench) -> 
     first, again, same = (read(job, engine, text) for text in (PAGES, GROWN, PAGES))
     assert (first.hits, again.hits, same.hits) == (0, 0, len(first.prepared.chunks))
     assert again.answers == read(without, engine_of(without), GROWN).answers
+
+
+@pytest.mark.parametrize("scorer", ["keydiff", "reconstruct"])
+def test_a_budget_that_grows_with_its_document_reads_it_again_unless_chunks_have_shares_of_their_own(
+    bench: Bench, scorer: str
+) -> None:
+    """Then a whole document may keep more than before, and the chunks that did not change still are what they were."""
+    budget = {"kind": "adaptive", "fraction": 0.4}
+    for chunk_fraction in (None, 0.25):
+        keep = {
+            "scorer": {"kind": scorer}, "question": "unknown", "budget": budget, "chunk_fraction": chunk_fraction,
+            "block_tokens": BLOCK, "widen_tokens": 2,
+        }  # fmt: skip
+        changes: dict[str, Any] = {"read": CONTENT | {"chunk_tokens": 128}, "keep": keep, "answer": {"over": "kept"}}
+        job = bench.job(store={"keep": True, "tiers": [{"kind": "memory"}]}, **changes)
+        without = bench.job(store={"tiers": []}, **changes)
+        engine = engine_of(job)
+        first, again = read(job, engine, PAGES[:400]), read(job, engine, GROWN[:430])
+        old = {chunk.token_ids for chunk in first.prepared.chunks}
+        unchanged = sum(chunk.token_ids in old for chunk in again.prepared.chunks)
+        assert unchanged > 0 and again.hits == (unchanged if chunk_fraction else 0)
+        alone = read(without, engine_of(without), GROWN[:430])
+        assert again.answers == alone.answers
+        assert [s.choice for s in again.selections] == [s.choice for s in alone.selections]

@@ -66,9 +66,11 @@ class Workbench:
 
 
 def profile_of(shape: ModelShape) -> Profile:
-    """Two heads that see a whole chunk: of layers 0 and 1 in the tiny Llama, of the only such layer of the Gemma."""
+    """Two heads that see a whole chunk: of layers 0 and 1 in the tiny Llama, of the only such layer of the Gemma. An
+    index uses one of them and another."""
     first, *others = shape.full_layers
-    return Profile("weights", ((first, 1), ((others or [first])[0], 3)))
+    second = (others or [first])[0]
+    return Profile("weights", ((first, 1), (second, 3)), index=Profile("weights", ((first, 2), (second, 3)), "last"))
 
 
 def tokens(count: int, seed: int = 0) -> tuple[int, ...]:

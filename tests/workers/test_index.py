@@ -12,8 +12,10 @@ import torch
 from cache_store.store import TieredStore
 from cache_store.tiers.memory import MemoryTier
 from tests.workers.engines import Workbench, chunked, isolated, profile_of, tokens
+from workers.hf import ModelShape
 from workers.messages import Probe
 from workers.passes import SegmentPass, Sight
+from workers.selection.profile import Profile
 
 INDEX: dict[str, Any] = {"keep": {"scorer": {"kind": "index", "lexical": 0.0}, "question": "unknown"}}
 DOCUMENT = tokens(150)
@@ -22,6 +24,13 @@ DOCUMENT = tokens(150)
 @pytest.fixture(scope="module")
 def bench(tiny_model: Path) -> Workbench:
     return Workbench(tiny_model)
+
+
+def chosen_for(shape: ModelShape) -> Profile:
+    """The heads that the workbench's profile has for an index."""
+    profile = profile_of(shape).index
+    assert profile is not None
+    return profile
 
 
 class Recorder:
@@ -52,12 +61,14 @@ def from_scratch(bench: Workbench, chunk: tuple[int, ...], probe: Probe) -> np.n
     keys = recorded(bench, chunk, range(first, first + len(chunk)))
     near = recorded(bench, probe.token_ids, range(first, first + len(probe.token_ids)))
     heads = []
-    for layer, head in profile_of(bench.model.shape).heads:
+    for layer, head in chosen_for(bench.model.shape).heads:
         sight = near[layer]
         q_TD = sight.q_THD[first:, head : head + 1]
         still_TD = bench.model.unrotate(q_TD, torch.arange(first, first + len(q_TD)), layer=layer)
         behind = torch.arange(len(q_TD)) + first + len(chunk)
-        q_RD = bench.model.rotate(still_TD, behind, layer=layer)[slice(*probe.scored), 0].double()
+        q_RD = bench.model.rotate(still_TD, behind, layer=layer)[
+            probe.scored[1] - 1 : probe.scored[1], 0
+        ].double()  # rows: last
         k_CD = keys[layer].k_TGD[first:, head // 2].double()
         logits_RC = q_RD @ k_CD.T * sight.scale
         heads.append(torch.stack([part.logsumexp(dim=1) for part in logits_RC.split(16, dim=1)], dim=1))
@@ -93,7 +104,7 @@ def test_it_costs_the_retrieval_heads_keys_alone(bench: Workbench, codec: str, i
     engine.encode(task)
     block = store.get(key)
     assert block is not None
-    kept = {(layer, head // 2) for layer, head in profile_of(bench.model.shape).heads}
+    kept = {(layer, head // 2) for layer, head in chosen_for(bench.model.shape).heads}
     for layer in range(3):
         for head in range(2):
             assert len(block.positions(layer, head)) == 64 * ((layer, head) in kept)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -12,10 +14,12 @@ from hypothesis import strategies as st
 from cache_store.block import KVBlock
 from tests.cache_store.blocks import make_identity
 from tests.workers.engines import Workbench, tokens
-from workers.keeping import Entry, KeptDocument, assemble, joined, kept_block, offered_by
+from workers.keeping import Entry, Keeping, KeptDocument, assemble, joined, kept_block, offered_by
 from workers.messages import Chunk, Interval, Query
 from workers.segments import Segment
-from workers.selection.budgets.base import Choice
+from workers.selection.budgets.adaptive import AdaptiveBudget
+from workers.selection.budgets.base import Budget, Choice
+from workers.selection.budgets.uniform import UniformBudget
 
 LAYERS, HEADS, DEPTH, CHUNK, FIRST = 3, 2, 8, 12, 5
 SHAPES = [(1, 1), (LAYERS, 1), (1, HEADS), (LAYERS, HEADS)]
@@ -106,3 +110,22 @@ def test_what_queries_read_is_what_they_kept_where_it_stood_or_moved_together_be
                 got_keys, got_values = readable.last(layer, head, n, 10**6)
                 torch.testing.assert_close(got_keys, bench.model.rotate(still[:, None], places, layer)[:, 0])
                 torch.testing.assert_close(got_values, values)
+
+
+@pytest.mark.parametrize("budget", [UniformBudget(4), AdaptiveBudget(HEADS, 0.2, 4)], ids=["uniform", "adaptive"])
+@given(data=st.data(), length=st.integers(1, 300), tokens=st.integers(8, 400), fraction=st.floats(0.05, 1.0))
+def test_a_chunk_with_a_share_of_its_own_leaves_no_more_and_the_same_in_every_document(
+    budget: Budget, data: st.DataObject, length: int, tokens: int, fraction: float
+) -> None:
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**16)))
+    shares_LGB = rng.random((LAYERS, HEADS, -(-length // 8)))
+    keeping = Keeping(budget, tokens, 8, 4, fraction)
+    most, offered = max(8, int(fraction * length)), keeping.offer(length, shares_LGB)
+    assert keeping.most(length) == (most if most < tokens else None)
+    if most < tokens:
+        assert 0 < offered.tokens <= most
+        for other in (replace(keeping, tokens=most + 1), replace(keeping, tokens=10**6)):
+            assert other.offer(length, shares_LGB) == offered and other.record(length) == keeping.record(length)
+    else:
+        without = replace(keeping, chunk_fraction=None)
+        assert offered == without.offer(length, shares_LGB) and keeping.record(length) == without.record(length)

@@ -35,6 +35,7 @@ STAGES: dict[str, tuple[Any, Any]] = {
     "keep.widen_tokens": (4, 5),
     "keep.question": ("known", "unknown"),
     "keep.codec": ("model", "int8"),
+    "keep.chunk_fraction": (0.25, 0.5),
 }
 HARMLESS = {
     "read.chunk_tokens": "a chunk's tokens are in its name",

@@ -1,137 +1,34 @@
 """Finding a model's retrieval heads: which heads, and which of the question's tokens, find the answer.
 
-The model reads an exam (real text, questions with known passages) once with every head scoring, as the
-engine reads any document. Heads are then chosen greedily: each step adds the head that, together with those
+The model reads an exam (real text, questions with known passages) once with every head scoring
+(``selection.observe``). Heads are then chosen greedily: each step adds the head that, together with those
 chosen before, puts the gold passages' blocks furthest up (mean of log2(1 + rank)). How many, and whether all
 words of the question score or only its last, is settled by cross-validation over topics. Heads are chosen for what
-they add to the evidence of words (``selection.lexical``), as the probe scorer joins them by default. Invariants: the
-held-out split is never looked at while choosing; scores are computed by the code that later uses the profile.
+they add to the evidence of words (``selection.lexical``), as the probe scorer joins them by default. All of it is done
+twice: for questions that stand behind a chunk, and for those that meet its keys alone. Invariant: the held-out split is
+never looked at while choosing.
 
-Shapes: Q questions, R scored rows, H heads, B blocks of the exam.
+Shapes: Q questions, H heads, B blocks of the exam.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from itertools import product
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from configs.methods import ProbeScorer as ProbeSettings
-from workers.context import Context
-from workers.encoder import Encoder, ReadingRule
-from workers.errors import ModelError
 from workers.loaded import LoadedModel
-from workers.messages import Interval
-from workers.selection.budgets.base import BlockTable
-from workers.selection.budgets.uniform import UniformBudget
-from workers.selection.lexical import bm25
+from workers.selection.observe import LEXICAL, Meeting, Observation, Report, observe
 from workers.selection.profile import Profile
 from workers.selection.questions import Exam
-from workers.selection.relevance import head_masses, with_neighbours
-from workers.selection.scorers.probe import ProbeScorer
 
-CHUNK_TOKENS = 1024
-BLOCK_TOKENS = 32
-WIDEN_TOKENS = 16
 MAX_HEADS = 8
 CANDIDATES = 64
 FOLDS = 5
 BUDGETS = (256, 512, 1024)
-LEXICAL = ProbeSettings().lexical
-"""What words weigh beside attention while heads are chosen: the probe scorer's default."""
-
-Report = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Sight:
-    """What all heads made of an exam for one question: ``masses_HB`` of ``relevance.head_masses``, by which rows
-    scored; ``matches_B``: how well words match (``lexical.bm25``, heard by neighbours); the token ranges of its gold
-    passage; the topic it belongs to."""
-
-    masses_HB: dict[str, NDArray[np.float32]]
-    matches_B: NDArray[np.float32]
-    gold: tuple[Interval, ...]
-    topic: str
-
-
-@dataclass(frozen=True)
-class Observation:
-    """An exam as all heads saw it. ``heads[h]`` is (layer, head) of row h; ``extents``: the chunks' ranges."""
-
-    heads: tuple[tuple[int, int], ...]
-    extents: tuple[Interval, ...]
-    sights: tuple[Sight, ...]
-
-    def table(self, shares_B: NDArray[np.float64]) -> BlockTable:
-        """The exam's blocks with these shares."""
-        lengths = [-(-(stop - start) // BLOCK_TOKENS) for start, stop in self.extents]
-        shares = np.split(shares_B[None, None], np.cumsum(lengths)[:-1], axis=2)
-        return BlockTable.of_chunks(self.extents, shares, BLOCK_TOKENS)
-
-    def recall(self, profile: Profile, budget_tokens: int, lexical: float = LEXICAL) -> float:
-        """Share of questions whose whole gold passage is kept at a budget with a profile's heads and rows, and with
-        words that weigh ``lexical``."""
-        chosen = [self.heads.index(head) for head in profile.heads]
-        logs = [s.masses_HB[profile.rows][chosen].mean(axis=0) + lexical * s.matches_B for s in self.sights]
-        return self.recall_of([np.exp(log_B - log_B.max(), dtype=np.float64) for log_B in logs], budget_tokens)
-
-    def recall_of(self, shares_QB: Sequence[NDArray[np.float64]], budget_tokens: int) -> float:
-        """The same for shares from anywhere, one row per question."""
-        budget = UniformBudget(WIDEN_TOKENS)
-        found = [
-            any(start <= first and last <= stop for first, last in sight.gold for start, stop in kept)
-            for sight, shares_B in zip(self.sights, shares_QB, strict=True)
-            for kept in [budget.choose(self.table(shares_B), budget_tokens).of(0, 0)]
-        ]
-        return float(np.mean(found))
-
-
-def observe(loaded: LoadedModel, exam: Exam, report: Report = lambda line: None) -> Observation:
-    """Read an exam with every head scoring. Costs about one reading of the exam plus one of all its questions
-    per chunk; ``report`` is called with a line of progress per chunk."""
-    frame, shape = loaded.frame, loaded.weights.shape
-    heads = tuple(product(shape.full_layers, range(shape.num_heads)))
-    if not heads:
-        raise ModelError("calibration needs layers that read all earlier tokens; here every layer has a window")
-    scorer = ProbeScorer(Profile(loaded.source.weights, heads))
-    encoder = Encoder(loaded, [scorer], ReadingRule(BLOCK_TOKENS, all_layers=False))
-    anchor = Context.of_anchor(loaded)
-    ids, offsets = frame.tokenizer.encode_with_offsets(exam.text)
-    probes = tuple(frame.probe(question.id, question.text) for question in exam.questions)
-    room = shape.window - len(frame.anchor) - max(len(probe.token_ids) for probe in probes)
-    size = min(CHUNK_TOKENS, room // BLOCK_TOKENS * BLOCK_TOKENS)
-    if size < BLOCK_TOKENS:
-        raise ModelError(
-            f"calibration needs {BLOCK_TOKENS} tokens of text beside a question; the window has room for {room}"
-        )
-    extents = tuple((start, min(start + size, len(ids))) for start in range(0, len(ids), size))
-    seen: list[list[NDArray[np.float32]]] = [[] for _ in probes]
-    for start, stop in extents:
-        [scores] = encoder.read(ids[start:stop], probes, anchor).scores
-        for own, scores_RHB in zip(seen, scores, strict=True):
-            own.append(scores_RHB.numpy())
-        report(f"read {stop:,} of {len(ids):,} tokens")
-    starts, stops = np.array(offsets).T
-    borders = [(i, min(i + BLOCK_TOKENS, stop)) for start, stop in extents for i in range(start, stop, BLOCK_TOKENS)]
-    texts = [exam.text[starts[first] : stops[last - 1]] for first, last in borders]
-    sights = []
-    for question, own in zip(exam.questions, seen, strict=True):
-        lse_RHB = np.concatenate(own, axis=2)
-        own.clear()
-        masses = {"words": head_masses(lse_RHB), "last": head_masses(lse_RHB[-1:])}
-        gold = tuple(
-            (int(np.searchsorted(stops, first, "right")), int(np.searchsorted(starts, last, "left")))
-            for first, last in question.gold
-        )
-        [matches_B] = with_neighbours(bm25(texts, question.text)[None]).astype(np.float32)
-        light = {rows: mass.astype(np.float32) for rows, mass in masses.items()}
-        sights.append(Sight(light, matches_B, gold, question.topic))
-    return Observation(heads, extents, tuple(sights))
 
 
 def choose_profile(observation: Observation, weights: str) -> Profile:
@@ -209,15 +106,16 @@ def calibrate(
 
     ``held_out`` also reads the other split and records its recall; it doubles the time.
     """
-    exam = Exam.of_split("calibrate", max_chars)
-    observation = observe(loaded, exam, report)
-    profile = choose_profile(observation, loaded.source.weights)
-    measured: dict[str, object] = {"calibrate": _measured(observation, profile)}
+    splits = {"calibrate": observe(loaded, Exam.of_split("calibrate", max_chars), report)}
     if held_out:
         report("held-out questions")
-        exam = Exam.of_split("held_out", max_chars)
-        measured["held_out"] = _measured(observe(loaded, exam, report), profile)
-    return Profile(loaded.source.weights, profile.heads, profile.rows, measured)
+        splits["held_out"] = observe(loaded, Exam.of_split("held_out", max_chars), report)
+
+    def choose(meeting: Meeting) -> Profile:
+        profile = choose_profile(splits["calibrate"][meeting], loaded.source.weights)
+        return replace(profile, measured={split: _measured(seen[meeting], profile) for split, seen in splits.items()})
+
+    return replace(choose("probe"), index=choose("index"))
 
 
 def _measured(observation: Observation, profile: Profile) -> dict[str, float]:

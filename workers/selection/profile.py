@@ -1,5 +1,8 @@
 """A model's retrieval heads, found by calibration and kept beside its weights.
 
+A question that stands behind a chunk has read it, one that meets a chunk's index has not: other heads serve it best, so
+a profile has a choice for each.
+
 Invariants: a profile belongs to one fingerprint of weights and is refused for any other; its digest is
 part of every store key, so that another profile never reads this one's scores.
 """
@@ -22,16 +25,18 @@ _SHIPPED = Path(__file__).parent / "profiles"
 @dataclass(frozen=True)
 class Profile:
     """``heads``: (layer, head) of the retrieval heads. ``rows``: which probe tokens score: the question's
-    ``words``, only its ``last`` word, or ``all`` of the probe. ``measured``: what calibration saw."""
+    ``words``, only its ``last`` word, or ``all`` of the probe. ``measured``: what calibration saw. ``index``: what
+    serves questions that have not read the chunk; None where nobody looked for it."""
 
     weights: str
     heads: tuple[tuple[int, int], ...]
     rows: str = "words"
     measured: dict[str, Any] = field(default_factory=dict)
+    index: Profile | None = None
 
     @property
     def digest(self) -> str:
-        """Hex digest of what decides scores."""
+        """Hex digest of what decides scores; ``index`` has its own."""
         return blake3(json.dumps([self.weights, sorted(self.heads), self.rows]).encode()).hexdigest()
 
     def scored_rows(self, scored: tuple[int, int], num_tokens: int) -> range:
@@ -53,14 +58,25 @@ class Profile:
     def load(cls, path: Path) -> Profile:
         """Read a profile file. Raises ``ModelError`` naming the file and what is wrong in it."""
         try:
-            record = json.loads(path.read_text())
-            heads = tuple(sorted((int(layer), int(head)) for layer, head in record["heads"]))
-            profile = cls(str(record["weights"]), heads, str(record["rows"]), dict(record.get("measured", {})))
+            profile = cls._of(json.loads(path.read_text()))
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ModelError(f"model.profile: {path}: not a profile: {error}") from error
-        if not heads or profile.rows not in ("words", "last", "all"):
-            raise ModelError(f"model.profile: {path}: needs at least one head, and rows: words, last or all")
+            raise ModelError(f"model.profile: {path}: not a profile: {error!r}") from error
+        for choice in (profile, profile.index):
+            if choice is not None and (not choice.heads or choice.rows not in ("words", "last", "all")):
+                raise ModelError(f"model.profile: {path}: needs at least one head, and rows: words, last or all")
         return profile
+
+    @classmethod
+    def _of(cls, record: dict[str, Any]) -> Profile:
+        heads = tuple(sorted((int(layer), int(head)) for layer, head in record["heads"]))
+        index = record.get("index")
+        return cls(
+            str(record["weights"]),
+            heads,
+            str(record["rows"]),
+            dict(record.get("measured", {})),
+            None if index is None else cls._of(index),
+        )
 
 
 def profile_path(weights: str) -> Path:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from tests.workers.engines import Workbench, chunked, encode
-from workers.selection import calibrate as calibration
-from workers.selection.calibrate import HeadSearch, Observation, Sight, calibrate, choose_profile, observe
+from tests.workers.engines import Workbench, chunked, encode, profile_of
+from workers.selection import observe as observing
+from workers.selection.calibrate import HeadSearch, calibrate, choose_profile
+from workers.selection.observe import Meeting, Observation, Sight, observe
 from workers.selection.profile import Profile
 from workers.selection.questions import Exam, GoldQuestion
 from workers.selection.relevance import block_shares
@@ -65,22 +67,30 @@ def test_choosing_is_deterministic() -> None:
     assert choose_profile(planted({1, 7}), "w") == choose_profile(planted({1, 7}), "w")
 
 
-def test_an_exam_is_read_as_the_engine_reads(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The masses of one head are what an engine with that head as its profile makes of the same text."""
-    monkeypatch.setattr(calibration, "CHUNK_TOKENS", 128)
+@pytest.mark.parametrize(
+    ("meeting", "keep"), [("probe", {}), ("index", {"scorer": {"kind": "index"}, "question": "unknown"})]
+)
+def test_an_exam_is_read_as_the_engine_reads(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch, meeting: Meeting, keep: dict[str, Any]
+) -> None:
+    """The masses of chosen heads are what an engine with a profile of these heads makes of the same text."""
+    monkeypatch.setattr(observing, "CHUNK_TOKENS", 128)
     bench = Workbench(tiny_model)
     text = "the cat signed it. " * 20
     exam = Exam(
         text, (GoldQuestion("a", "t", "Who signed it?", ((4, 17),)), GoldQuestion("b", "t", "When?", ((40, 60),)))
     )
-    observation = observe(bench.loaded, exam)
+    observation = observe(bench.loaded, exam)[meeting]
     assert observation.sights[0].gold == ((4, 17),), "one token per byte: tokens are characters"
-    engine = bench.engine(keep={"block_tokens": 32})
+    engine = bench.engine(keep={"block_tokens": 32} | keep)
+    profile = profile_of(bench.model.shape)
+    chosen = profile if meeting == "probe" else profile.index
+    assert chosen is not None
     ids = tuple(bench.frame.tokenizer.encode(text))
     probe = bench.frame.probe("a", "Who signed it?")
     lse = [engine.encode(encode((chunk,), (probe,))).relevance[0][0].log_RHB for chunk in chunked(ids, 128)]
-    both = [HEADS.index(head) for head in ((0, 1), (1, 3))]  # the workbench's profile
-    joint = observation.sights[0].masses_HB["words"][both].astype(np.float64).mean(axis=0)
+    both = [HEADS.index(head) for head in chosen.heads]
+    joint = observation.sights[0].masses_HB[chosen.rows][both].astype(np.float64).mean(axis=0)
     np.testing.assert_allclose(np.exp(joint) / np.exp(joint).sum(), np.concatenate(block_shares(lse)), rtol=1e-3)
 
 
@@ -91,10 +101,13 @@ def test_calibrating_a_model_of_no_profile_gives_one_with_what_was_measured(tiny
     assert profile.weights == "weights" and 1 <= len(profile.heads) <= 8
     kinds = ("recall", "recall_of_heads_alone", "recall_of_words_alone", "recall_of_all_heads")
     recalls = {f"{kind}_at_{budget}" for kind in kinds for budget in (256, 512, 1024)}
-    measured = profile.measured["calibrate"]
-    assert measured.keys() == recalls | {"questions", "tokens"}
-    assert all(0 <= measured[name] <= 1 for name in recalls)
-    assert "held_out" not in profile.measured and lines
+    assert profile.index is not None and profile.index.index is None and profile.index.heads
+    for choice in (profile, profile.index):
+        measured = choice.measured["calibrate"]
+        assert measured.keys() == recalls | {"questions", "tokens"}
+        assert all(0 <= measured[name] <= 1 for name in recalls)
+        assert "held_out" not in choice.measured
+    assert lines
 
 
 def test_the_splits_share_no_question_and_no_text() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_saved_profile_comes_back(tmp_path: Path) -> None:
     profile = Profile(WEIGHTS, ((1, 2), (3, 0)), "last", {"held_out": {"recall_at_512": 0.5}})
+    profile = replace(profile, index=Profile(WEIGHTS, ((2, 2),), "words", {"held_out": {"recall_at_512": 0.4}}))
     profile.save(tmp_path / "p.json")
     assert Profile.load(tmp_path / "p.json") == profile
 
@@ -35,7 +37,10 @@ def test_the_demo_models_profile_ships() -> None:
     [path] = (Path("workers") / "selection" / "profiles").glob("*.json")
     shipped = Profile.load(path)
     assert find_profile("auto", shipped.weights) == shipped
-    assert shipped.measured["held_out"]["recall_at_1024"] > shipped.measured["held_out"]["recall_of_all_heads_at_1024"]
+    assert shipped.index is not None and shipped.index.heads != shipped.heads
+    for choice in (shipped, shipped.index):
+        held_out = choice.measured["held_out"]
+        assert held_out["recall_at_1024"] > held_out["recall_of_all_heads_at_1024"]
 
 
 def test_a_profile_of_other_weights_is_refused(tmp_path: Path) -> None:
@@ -53,6 +58,8 @@ def test_a_profile_of_other_weights_is_refused(tmp_path: Path) -> None:
         '{"weights": "x", "heads": [], "rows": "words"}',
         '{"weights": "x", "heads": [[1, 2]], "rows": "some"}',
         '{"weights": "x", "heads": [1, 2], "rows": "words"}',
+        '{"weights": "x", "heads": [[1, 2]], "rows": "words", "index": {"weights": "x", "heads": [], "rows": "words"}}',
+        '{"weights": "x", "heads": [[1, 2]], "rows": "words", "index": {"weights": "x"}}',
     ],
 )
 def test_a_broken_profile_is_named(tmp_path: Path, content: str) -> None:

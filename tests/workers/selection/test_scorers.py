@@ -197,6 +197,14 @@ def test_a_profile_of_heads_that_cannot_look_over_a_chunk_is_refused() -> None:
         scorer_of(methods.ProbeScorer(), profile=Profile("tiny", ((2, 0), (1, 3))), **chosen)
 
 
+def test_a_profile_from_before_there_was_an_index_is_refused_for_one() -> None:
+    shape = ModelShape(4, 4, 1, 16, 64, windows=(None,) * 4)
+    with pytest.raises(ModelError, match=r"model\.profile: .*no heads for keep\.scorer\.kind: index.*calibrate"):
+        scorer_of(
+            methods.IndexScorer(), profile=Profile("tiny", ((2, 0),)), question_known=False, shape=shape, weights="tiny"
+        )
+
+
 def _check(share_LGB: np.ndarray, shape: ModelShape) -> None:
     """Non-negative shares of one document, for all layers and kv heads or for all of them at once."""
     layers, heads, _ = share_LGB.shape

@@ -40,8 +40,14 @@ def _index(settings: methods.IndexScorer, setting: Setting) -> Scorer:
     from workers.selection.scorers.index import IndexScorer
 
     assert setting.profile is not None, "an index needs a profile"
-    _check_heads(setting.profile, setting.shape)
-    return IndexScorer(setting.profile, settings.lexical)
+    chosen = setting.profile.index
+    if chosen is None:
+        raise ModelError(
+            "model.profile: this profile has no heads for keep.scorer.kind: index, since it was made before they were "
+            "looked for; make it again with `foveate calibrate`"
+        )
+    _check_heads(chosen, setting.shape)
+    return IndexScorer(chosen, settings.lexical)
 
 
 def _check_heads(profile: Profile, shape: ModelShape) -> None:
