@@ -88,6 +88,13 @@ class KVBlock:
         rows = HeadPairs(*(torch.cat(tensors) for tensors in zip(*flat, strict=True)))
         return cls.of_rows(identity, cost, counts_LG, rows, scores_RHB)
 
+    def copy(self) -> KVBlock:
+        """The same block in contiguous memory of its own."""
+        owned = {
+            name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in self.tensors.items()
+        }
+        return KVBlock(self.identity, self.cost, **owned)
+
     @classmethod
     def of_rows(
         cls, identity: Identity, cost: int, counts_LG: torch.Tensor, rows: HeadPairs, scores_RHB: torch.Tensor

@@ -1,8 +1,9 @@
 """The store: tiers, fastest first, as one cache of blocks.
 
-A block that is put goes to the fastest tier and at once to every shared one: Ray workers compute for each
-other, so a block that only its maker could see would be computed again. What a tier pushes out moves to the
-next slower one, unless it is there already; a hit in a slower tier is promoted to the fastest.
+A block that is put goes to the fastest tier and to every shared one: Ray workers compute for each other, so a block
+that only its maker could see would be computed again. Tiers whose medium is slow are written behind (``tiers.behind``),
+which ``flush`` waits for. What a tier pushes out moves to the next slower one, unless it is there already; a hit in a
+slower tier is promoted to the fastest.
 
 Invariants: ``get`` gives None or exactly what was last put under the key; no fault of a tier leaves as an
 exception; pinned entries are not evicted. Two calls about one key at the same time may land in either order
@@ -22,6 +23,7 @@ from cache_store.block import KVBlock
 from cache_store.errors import UnusableTier
 from cache_store.identity import BlockKey
 from cache_store.tiers.base import Tier
+from cache_store.tiers.behind import WriteBehind
 from configs import schema
 
 # Names, not classes: what a tier needs is imported when a job asks for it.
@@ -75,9 +77,11 @@ class TieredStore:
         for index, config in enumerate(store.tiers):
             name = config.kind if kinds.count(config.kind) == 1 else f"{config.kind}[{index}]"
             try:
-                tiers.append(pkgutil.resolve_name(_TIERS[config.kind]).from_config(config, name))
+                tier = pkgutil.resolve_name(_TIERS[config.kind]).from_config(config, name)
             except UnusableTier as error:
                 raise UnusableTier(f"store.tiers[{index}].{error}") from error
+            pending_bytes = int(getattr(config, "pending_bytes", 0))
+            tiers.append(WriteBehind(tier, pending_bytes) if pending_bytes else tier)
         return cls(tiers)
 
     def get(self, key: BlockKey, layers: range | None = None) -> KVBlock | None:
@@ -123,6 +127,12 @@ class TieredStore:
         for key in keys:
             for tier in self._tiers:
                 tier.discard(key)
+
+    def flush(self) -> None:
+        """Wait until everything that was put is written, or could not be."""
+        for tier in self._tiers:
+            if isinstance(tier, WriteBehind):
+                tier.flush()
 
     @property
     def counters(self) -> StoreCounters:

@@ -97,21 +97,25 @@ class MemoryTier(Closed):
 
 
 class FilesTier(Closed):
-    """A directory, shared by all processes that can see it."""
+    """A directory, shared by all processes that can see it. ``pending_bytes``: what may wait in memory to be written;
+    0: each write is waited for."""
 
     kind: Literal["files"] = "files"
     path: Annotated[str, Field(min_length=1)]
     max_bytes: Bytes = ByteSize(10 * 2**30)
+    pending_bytes: Bytes = ByteSize(0)
 
 
 class ObjectsTier(Closed):
     """Object storage, shared by all processes that have its credentials. ``url``: bucket and folder.
-    ``timeout_seconds``: about the longest that one request takes, its transfer included; longer is a miss."""
+    ``timeout_seconds``: about the longest that one request takes, its transfer included; longer is a miss.
+    ``pending_bytes``: as of a directory."""
 
     kind: Literal["objects"] = "objects"
     url: Annotated[str, Field(min_length=1)]
     max_bytes: Bytes = ByteSize(100 * 2**30)
     timeout_seconds: Annotated[float, Field(gt=0.0)] = 10.0
+    pending_bytes: Bytes = ByteSize(256 * 2**20)
 
 
 class RayTier(Closed):

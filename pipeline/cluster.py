@@ -32,6 +32,7 @@ MAX_FAILED_STARTS = 3
 MAX_ERRORS_IN_A_ROW = 2
 """Errors of the machine after which an actor is replaced: a broken device fails everything it is given."""
 _PATIENCE_S = 60.0
+_FAREWELL_S = 60.0
 _KNOCK_S = 10.0
 _QUIET: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": False}
 
@@ -121,7 +122,10 @@ class RayPool(Pool[Task, Done]):
                 worker.actor.free.remote(keys)
 
     def close(self, *, abandon: bool) -> None:
-        """As ``Pool.close``."""
+        """As ``Pool.close``. What workers still write is waited for, unless abandoned."""
+        closing = [] if abandon else [worker.actor.close.remote() for worker in self._workers if worker.place]
+        if closing:
+            ray.wait(closing, num_returns=len(closing), timeout=_FAREWELL_S)
         for worker in self._workers:
             ray.kill(worker.actor)
         self._workers.clear()

@@ -121,6 +121,7 @@ class LocalPool(Pool[Task, Done]):
             self._todo.put(None)
         for thread in self._threads:
             thread.join()
+        self._engine.close()
 
     def _work(self) -> None:
         torch.set_num_threads(1)

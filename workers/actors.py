@@ -42,5 +42,9 @@ class EngineHost:
         """Drop store entries."""
         self._engine.free(keys)
 
+    def close(self) -> None:
+        """Finish what goes on behind tasks."""
+        self._engine.close()
+
 
 EngineActor = ray.remote(max_restarts=0, max_task_retries=0)(EngineHost)

@@ -36,6 +36,9 @@ class Works(Protocol[Task, Done]):
     def free(self, names: Sequence[str]) -> None:
         """Drop store entries."""
 
+    def close(self) -> None:
+        """Finish what goes on behind tasks: nothing is asked any more."""
+
 
 def attempt(engine: Works[_T, _D], task: _T) -> _D | WorkError:
     """Do one task. A document's fault is ``data``, want of memory ``resource``, all else ``infrastructure``."""

@@ -110,6 +110,10 @@ class Engine:
         """Drop store entries by name; see ``Encoded.keys``."""
         self.store.free([BlockKey.from_hex(name) for name in names])
 
+    def close(self) -> None:
+        """Wait until the store is written."""
+        self.store.flush()
+
     # -- reading ---------------------------------------------------------------------------------
 
     def _kept(self, task: Encode) -> tuple[list[list[BlockKey]], list[list[KVBlock]], int]:

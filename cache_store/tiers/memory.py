@@ -11,8 +11,6 @@ import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator
 
-import torch
-
 from cache_store.block import KVBlock
 from cache_store.eviction import CostAware
 from cache_store.identity import BlockKey
@@ -68,7 +66,7 @@ class MemoryTier:
             pushed = tuple(self._blocks.pop(key) for key in victims)
             self._counts["evictions"] += len(victims)
             self._rule.add(block.key, block.num_bytes, block.cost)
-            self._blocks[block.key] = _copy(block)
+            self._blocks[block.key] = block.copy()
             return pushed
 
     def discard(self, key: BlockKey) -> None:
@@ -97,11 +95,3 @@ class MemoryTier:
     def _remove(self, key: BlockKey) -> None:
         self._blocks.pop(key, None)
         self._rule.remove(key)
-
-
-def _copy(block: KVBlock) -> KVBlock:
-    """The block in contiguous memory of its own."""
-    owned = {
-        name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in block.tensors.items()
-    }
-    return KVBlock(block.identity, block.cost, **owned)

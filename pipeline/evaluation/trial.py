@@ -105,6 +105,9 @@ class Bench:
     def free(self, names: Sequence[str]) -> None:
         """Nothing outlives a trial."""
 
+    def close(self) -> None:
+        """As ``free``."""
+
     def _results(self, trial: Trial, desk: Desk) -> Iterator[Result]:
         item, contenders = trial.item, [desk.contenders[name] for name in trial.contenders]
         standard = _standard_of(item, desk) if trial.compares else None

@@ -64,7 +64,8 @@ class Bench:
         self.corpus = write_corpus(root / "corpus.parquet", lengths, **columns)
         self.profile = root / "profile.json"
         self._model = model
-        Profile(locate(str(model)).weights, ((1, 0), (2, 1))).save(self.profile)
+        weights = locate(str(model)).weights
+        Profile(weights, ((1, 0), (2, 1)), index=Profile(weights, ((0, 2), (1, 1)))).save(self.profile)
 
     def job(self, name: str = "out", *, output: dict[str, Any] | None = None, **changes: Any) -> Job:
         """A job with parts of about 2,400 characters that writes to ``name``. ``changes`` replace whole top-level

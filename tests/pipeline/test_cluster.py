@@ -91,6 +91,13 @@ def test_workers_share_kept_pairs_in_rays_memory_and_nothing_of_it_stays(bench: 
     assert not ray.util.list_named_actors(), "an actor of ours would keep its node"
 
 
+def test_what_workers_write_behind_is_written_when_the_run_is_over(bench: Bench, tmp_path: Path) -> None:
+    files = {"kind": "files", "path": str(tmp_path), "pending_bytes": "1GiB"}
+    job = bench.job("behind", pool=RAY, store={"tiers": [{"kind": "memory"}, files], "keep": True})
+    run(job)
+    assert len(list(tmp_path.rglob("*.safetensors"))) == CHUNKS * len(job.questions)
+
+
 def test_a_killed_worker_costs_only_what_it_held(bench: Bench, local_rows: list[dict[str, Any]]) -> None:
     job = bench.job("dying", pool=RAY)
     drive(job, hosts.DyingHost)

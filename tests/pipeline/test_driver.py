@@ -83,6 +83,9 @@ class Watched:
     def free(self, names: Sequence[str]) -> None:
         self._engine.free(names)
 
+    def close(self) -> None:
+        self._engine.close()
+
 
 @pytest.fixture
 def watch(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Watched]]:

@@ -20,12 +20,16 @@ class FakeEngine:
     def __init__(self, do: Callable[[Encode | Ask], Encoded | Answered] = work) -> None:
         self._do = do
         self.freed: list[str] = []
+        self.is_closed = False
 
     def work(self, task: Encode | Ask) -> Encoded | Answered:
         return self._do(task)
 
     def free(self, names: Sequence[str]) -> None:
         self.freed += names
+
+    def close(self) -> None:
+        self.is_closed = True
 
 
 def raising(error: BaseException) -> FakeEngine:
@@ -111,3 +115,13 @@ def test_closing_lets_the_running_task_end_and_abandons_what_waits(abandon: bool
     leave.set()
     closing.join()
     assert len(done) == expected
+
+
+def test_closing_closes_the_engine_behind_its_last_task() -> None:
+    engine = FakeEngine(lambda task: work(task) if not engine.is_closed else pytest.fail("closed too early"))
+    with LocalPool(lambda: engine, 2) as pool:
+        for task_id in range(4):
+            pool.submit(task_id, TASK)
+        drain(pool, 4)
+        assert not engine.is_closed
+    assert engine.is_closed

@@ -25,6 +25,9 @@ class Failing:
     def free(self, names: object) -> None:
         raise AssertionError
 
+    def close(self) -> None:
+        raise AssertionError
+
 
 def refuse() -> None:
     raise DocumentError("no words")
