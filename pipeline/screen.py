@@ -175,7 +175,8 @@ def print_sections(console: Console, sections: Iterable[Section]) -> None:
 def print_profile(console: Console, profile: Profile, path: Path) -> None:
     """A calibrated profile, what was measured of it, and where it is."""
     choices = {"": profile} | ({"index ": profile.index} if profile.index else {})
-    named, measured = [], {}
+    named: list[tuple[str, str]] = []
+    measured: dict[str, Any] = {}
     for prefix, choice in choices.items():
         heads = " ".join(f"{layer}.{head}" for layer, head in choice.heads)
         named += [(f"{prefix}heads", f"{heads} (layer.head)"), (f"{prefix}scoring", f"the probe's {choice.rows}")]
