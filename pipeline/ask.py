@@ -28,16 +28,13 @@ from pipeline.texts import with_texts
 
 DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "read": {"borders": "content"},
-    "keep": {
-        "question": "unknown",
-        "scorer": {"kind": "reconstruct"},
-        "budget": {"kind": "adaptive", "tokens": 1024},
-    },
-    "answer": {"over": "kept"},
+    "keep": {"question": "unknown", "scorer": {"kind": "index"}, "budget": {"kind": "uniform", "tokens": 1024}},
+    "answer": {"over": "reread"},
     "output": {"max_failed_fraction": 1.0},
 }
-"""What a job is where neither file nor option says otherwise. Tokens and not a fraction: every document fits into the
-window, and one that grew keeps the budget that its chunks were read for."""
+"""What a job is where neither file nor option says otherwise: an attention index, which answers like a reading with the
+question and takes a hundredth of the pairs (docs/results/memory.md). Tokens and not a fraction: what is read again fits
+into the window, however long the document is."""
 
 NO_LIMIT = "1024TiB"
 """The budget of a store that is named by ``--store``: a smaller one would have its other entries thrown out."""
@@ -75,7 +72,7 @@ def make_job(request: Request, output: str) -> Job:
     if job.keep.question == "known":
         raise ConfigError(
             f"keep.question: known: what {job.keep.scorer.kind} keeps for one question no other one finds again; "
-            "allowed: unknown, with keep.scorer reconstruct, expected, gate, keydiff, accumulated, index, window, "
+            "allowed: unknown, with keep.scorer index, reconstruct, expected, gate, keydiff, accumulated, window, "
             "streaming or random (or `foveate run`, which reads the documents for its own questions)"
         )
     return job

@@ -11,6 +11,7 @@ from pipeline.evaluation.baseline import write_baseline
 from pipeline.evaluation.calibrated import write_calibrated
 from pipeline.evaluation.recall import write_chunk_lengths
 from pipeline.evaluation.sparse import write_sparse
+from pipeline.evaluation.stored import write_stored
 from pipeline.evaluation.tasks.parquet import write_items
 from pipeline.evaluation.tasks.sizer import Sizer
 from pipeline.evaluation.tasks.table import TASKS
@@ -41,11 +42,14 @@ def main() -> None:
     ):
         one = commands.add_parser(name, help=text)
         one.add_argument("--model", default=DEMO_MODEL)
+    stored = commands.add_parser("stored", help="what a store takes and saves (half an hour)")
+    stored.add_argument("--model", default=DEMO_MODEL)
+    stored.add_argument("--work", type=Path, default=Path("out/stored"))
     agreement = commands.add_parser(
         "agreement", help="our scorers against kvpress, which has an environment of its own"
     )
     agreement.add_argument("--kvpress-python", type=Path, required=True)
-    for name in ("baseline", "chunks", "sparse", "calibrated", "agreement"):
+    for name in ("baseline", "chunks", "sparse", "calibrated", "stored", "agreement"):
         commands.choices[name].add_argument("--out", type=Path, default=RESULTS / f"{name}.md")
 
     arguments = parser.parse_args()
@@ -62,6 +66,8 @@ def main() -> None:
             write_sparse(arguments.model, arguments.out)
         case "calibrated":
             write_calibrated(arguments.model, arguments.out)
+        case "stored":
+            write_stored(arguments.model, arguments.work, arguments.out)
         case "agreement":
             write_agreement(arguments.kvpress_python, arguments.out)
 
