@@ -6,19 +6,17 @@ removed; only ``remove`` and ``set_aside`` change anything, each the one file th
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from cache_store.codec import Header, decode
+from cache_store.codec import Header, decode, header_end, parse_header
 from cache_store.errors import CorruptBlock
 from cache_store.identity import BlockKey
+from cache_store.layout import Layout, Sort, key_in
 
-SUFFIX = ".safetensors"
-_ENTRY = re.compile(r"([0-9a-f]{2}/){0,2}[0-9a-f]{64}\.safetensors")
-_STAGED = re.compile(r"staging/[0-9a-f]{32}\.tmp|probe/[0-9a-f]{32}")
-_QUARANTINED = re.compile(r"quarantine/[0-9a-f]{64}\.[0-9a-f]{32}")
+_HEAD_BYTES = 2**16
+"""What is read of an entry for its header, which is seldom longer."""
 
 
 class StoredFile(NamedTuple):
@@ -32,7 +30,9 @@ class StoredFile(NamedTuple):
     @property
     def key(self) -> BlockKey:
         """Whose entry the name says that this is; only of ``Inventory.entries`` and ``misplaced``."""
-        return BlockKey.from_hex(self.name.rpartition("/")[2].removesuffix(SUFFIX))
+        key = key_in(self.name)
+        assert key is not None, f"{self.name} is not an entry's name"
+        return key
 
 
 class Inventory(NamedTuple):
@@ -91,20 +91,21 @@ def open_archive(place: str) -> Archive:
     return DirectoryArchive(Path(place).expanduser())
 
 
-def sort_out(files: Iterable[StoredFile], home: Callable[[BlockKey], str]) -> Inventory:
-    """Files by what their names say that they are, strangers left out. ``home``: where a key's entry belongs."""
-    entries: list[StoredFile] = []
-    misplaced: list[StoredFile] = []
-    quarantined: list[StoredFile] = []
-    staged: list[StoredFile] = []
+def sort_out(files: Iterable[StoredFile], layout: Layout) -> Inventory:
+    """Files by what their names say that they are, strangers left out."""
+    found: dict[Sort | None, list[StoredFile]] = {sort: [] for sort in (*Sort, None)}
     for file in sorted(files, key=lambda file: (-file.used_s, file.name)):
-        if _ENTRY.fullmatch(file.name):
-            (entries if file.name == home(file.key) else misplaced).append(file)
-        elif _QUARANTINED.fullmatch(file.name):
-            quarantined.append(file)
-        elif _STAGED.fullmatch(file.name):
-            staged.append(file)
-    return Inventory(tuple(entries), tuple(misplaced), tuple(quarantined), tuple(staged))
+        found[layout.sort_of(file.name)].append(file)
+    return Inventory(*(tuple(found[sort]) for sort in Sort))
+
+
+def header_of(file: StoredFile, first_bytes: Callable[[int], bytes]) -> Header:
+    """What an entry says of itself. ``first_bytes``: gives so many of its bytes; asked once, seldom twice. Raises
+    UnreadableBlock."""
+    head = first_bytes(min(_HEAD_BYTES, file.num_bytes))
+    if len(head) < header_end(head) <= file.num_bytes:
+        head = first_bytes(header_end(head))
+    return parse_header(head, file.num_bytes, file.key)
 
 
 def prove(archive: Archive, file: StoredFile) -> None:
@@ -114,7 +115,6 @@ def prove(archive: Archive, file: StoredFile) -> None:
     Read rather than mapped: a bad sector is then an error and not the end of the process."""
     content = archive.content(file)
     decode(content, file.key)
-    end = 8 + int.from_bytes(content[:8], "little")
     # The one place where a reader sees no change: a JSON parser takes any white space for the format's spaces.
-    if not content[8:end].rstrip(b" ").endswith(b"}"):
+    if not content[8 : header_end(content)].rstrip(b" ").endswith(b"}"):
         raise CorruptBlock("the header's padding is not what was written")

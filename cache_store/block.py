@@ -31,10 +31,22 @@ class HeadPairs(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
+class Entry:
+    """An entry in the making: what it is, how many tokens its chunk has, how many were read for it, what the scorer
+    said."""
+
+    identity: Identity
+    num_tokens: int
+    cost: int
+    scores_RHB: torch.Tensor
+
+
+@dataclass(frozen=True, eq=False)
 class KVBlock:
     """What one chunk left behind for one question, in host memory.
 
-    ``cost``: how many tokens must be read to compute it again. ``counts_LG``: int32, how many tokens each layer and kv
+    ``num_tokens``: how many tokens of the document the chunk has. ``cost``: how many must be read to compute it again:
+    more where they are read twice, or with a question. ``counts_LG``: int32, how many tokens each layer and kv
     head keeps; L may be 0 (scores only). The N rows of the others are theirs, layer by layer and in it head by head.
     ``positions_N``: int32, relative to the chunk's start, so that equal chunks of different documents share an entry;
     they rise within each head. ``keys_ND`` are not rotated; both they and ``values_ND`` ([0, D] in an index) are as the
@@ -44,6 +56,7 @@ class KVBlock:
     """
 
     identity: Identity
+    num_tokens: int
     cost: int
     counts_LG: torch.Tensor
     positions_N: torch.Tensor
@@ -74,46 +87,47 @@ class KVBlock:
             if scales.shape != (entries, keys.shape[1]):
                 raise ValueError(f"{name}: {tuple(scales.shape)}; allowed here: {(entries, keys.shape[1])}")
         self._require_order()
+        if len(self.positions_N):
+            first, last = (int(position) for position in self.positions_N.aminmax())
+            if first < 0 or last >= self.num_tokens:
+                raise ValueError(f"positions_N: {first} to {last}, but num_tokens: {self.num_tokens}")
 
     @classmethod
-    def of_heads(
-        cls, identity: Identity, cost: int, heads: Sequence[Sequence[HeadPairs]], scores_RHB: torch.Tensor
-    ) -> KVBlock:
+    def of_heads(cls, entry: Entry, heads: Sequence[Sequence[HeadPairs]]) -> KVBlock:
         """The block of ``heads[layer][head]``, packed into host memory; no layers: scores only."""
         flat = [pairs for layer in heads for pairs in layer]
         if not flat:
             none = torch.empty(0, 0)
-            return cls.of_rows(identity, cost, none.int(), HeadPairs(none.int().flatten(), none, none), scores_RHB)
+            return cls.of_rows(entry, none.int(), HeadPairs(none.int().flatten(), none, none))
         counts_LG = torch.tensor([[len(pairs.positions_T) for pairs in layer] for layer in heads], dtype=torch.int32)
         rows = HeadPairs(*(torch.cat(tensors) for tensors in zip(*flat, strict=True)))
-        return cls.of_rows(identity, cost, counts_LG, rows, scores_RHB)
+        return cls.of_rows(entry, counts_LG, rows)
 
     def copy(self) -> KVBlock:
         """The same block in contiguous memory of its own."""
         owned = {
             name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in self.tensors.items()
         }
-        return KVBlock(self.identity, self.cost, **owned)
+        return KVBlock(self.identity, self.num_tokens, self.cost, **owned)
 
     @classmethod
-    def of_rows(
-        cls, identity: Identity, cost: int, counts_LG: torch.Tensor, rows: HeadPairs, scores_RHB: torch.Tensor
-    ) -> KVBlock:
+    def of_rows(cls, entry: Entry, counts_LG: torch.Tensor, rows: HeadPairs) -> KVBlock:
         """The block of all heads' rows, one head behind the other, packed into host memory as its identity says."""
         positions_N, keys_ND, values_ND = (tensor.cpu() for tensor in rows)
-        keys = pack(keys_ND, counts_LG.flatten(), identity.codec)
+        keys = pack(keys_ND, counts_LG.flatten(), entry.identity.codec)
         valued = counts_LG if len(values_ND) else torch.zeros_like(counts_LG)
-        values = pack(values_ND, valued.flatten(), identity.codec)
+        values = pack(values_ND, valued.flatten(), entry.identity.codec)
         return cls(
-            identity,
-            cost,
+            entry.identity,
+            entry.num_tokens,
+            entry.cost,
             counts_LG,
             positions_N.int(),
             keys.rows_ND,
             values.rows_ND,
             keys.scales_ED,
             values.scales_ED,
-            scores_RHB.cpu(),
+            entry.scores_RHB.cpu(),
         )
 
     @cached_property
@@ -182,7 +196,7 @@ class KVBlock:
             )
 
 
-TENSORS = tuple(field.name for field in fields(KVBlock) if field.name not in ("identity", "cost"))
+TENSORS = tuple(field.name for field in fields(KVBlock) if field.name not in ("identity", "num_tokens", "cost"))
 """The names of a block's tensors."""
 
 

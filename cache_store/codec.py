@@ -1,27 +1,30 @@
 """A ``KVBlock`` as bytes and back: a safetensors file whose metadata says what it is, and proves it.
 
 The metadata has one entry, ``foveate``: the blake3 of the rest (hex), then canonical JSON with the format version, the
-whole identity, the cost, and checksums: one per tensor, of the pairs' tensors one per layer, so that a reader that
-wants a few layers maps and proves those alone.
+whole identity, the chunk's tokens, their cost, and checksums: one per tensor, of the pairs' tensors one per layer, so
+that a reader that wants a few layers reads and proves those alone.
 
 Invariants: ``decode(encode(block), block.key)`` is the block, bit for bit and dtype for dtype; any other
-bytes raise ``UnreadableBlock``, never another block; nothing is ever unpickled.
+bytes raise ``UnreadableBlock``, never another block; nothing is ever unpickled, and nothing is mapped: what another
+program or a bad sector does to a mapped file later on ends the process, where a read fails or had ended.
 """
 
 from __future__ import annotations
 
 import json
+import math
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import safetensors.torch
 import torch
 from blake3 import blake3
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
 from cache_store.block import TENSORS, KVBlock
 from cache_store.errors import CorruptBlock, OtherVersion
@@ -31,13 +34,23 @@ _ENTRY = "foveate"
 _SEAL_CHARS = 64
 _BY_LAYER = ("positions_N", "keys_ND", "values_ND")
 """Tensors whose rows are those of the layers, one behind the other."""
+_DTYPES = {
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F64": torch.float64,
+    "I32": torch.int32,
+    "I8": torch.int8,
+}
+"""A block's dtypes by safetensors' names."""
 
 
 @dataclass(frozen=True)
 class Header:
-    """What an entry says of itself: whose it is, and how many tokens must be read to compute it again."""
+    """What an entry says of itself: as ``KVBlock``, but for its tensors."""
 
     identity: Identity
+    num_tokens: int
     cost: int
     checksums: Mapping[str, list[str]]
 
@@ -52,6 +65,7 @@ def encode(block: KVBlock) -> bytes:
         {
             "format_version": FORMAT_VERSION,
             "identity": block.identity.record,
+            "num_tokens": block.num_tokens,
             "cost": block.cost,
             "checksums": _checksums(tensors),
         },
@@ -67,33 +81,70 @@ def decode(data: bytes, expected_key: BlockKey) -> KVBlock:
     exactly what was written for ``expected_key``.
     """
     with _complaints(expected_key):
-        tensors = safetensors.torch.load(data)
-        header_size = int.from_bytes(data[:8], "little")
-        metadata = json.loads(data[8 : 8 + header_size]).get("__metadata__")
-        return _block(_header(metadata, expected_key), tensors)
+        return _block(parse_header(data, len(data), expected_key), safetensors.torch.load(data))
 
 
 def decode_file(path: Path, expected_key: BlockKey, layers: range | None = None) -> KVBlock:
-    """The block in a file, its tensors mapped from it; with ``layers``, the pairs of these layers alone (heads of the
-    others keep nothing), of which alone the file's pages are read. Raises as ``decode``, and OSError."""
-    with _opened(path, expected_key) as file:
-        header = _header(file.metadata(), expected_key)
+    """The block in a file; with ``layers``, the pairs of these layers alone (heads of the others keep nothing), of
+    which alone bytes are read. Raises as ``decode``, and OSError."""
+    with _complaints(expected_key), path.open("rb") as file:
         if layers is None:
-            return _block(header, {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118 (no mapping)
-        return _block_of_layers(header, file, layers)
+            return decode(file.read(), expected_key)
+        num_bytes = os.fstat(file.fileno()).st_size
+        head = file.read(8)
+        head += file.read(max(0, min(header_end(head), num_bytes) - 8))  # no more than there is, whatever it says
+        header, table = _parsed(head, num_bytes, expected_key)
+        return _block_of_layers(header, _Rows(file, len(head), table), layers)
 
 
-def read_header(path: Path, expected_key: BlockKey) -> Header:
-    """What an entry's file says of itself; its tensors are not looked at. Raises as ``decode_file``."""
-    with _opened(path, expected_key) as file:
-        return _header(file.metadata(), expected_key)
+def header_end(head: bytes) -> int:
+    """How many bytes of an entry its header takes, which these are the first of; 8 tell."""
+    return 8 + int.from_bytes(head[:8], "little")
 
 
-@contextmanager
-def _opened(path: Path, key: BlockKey) -> Iterator[Any]:
-    """An entry's file, mapped. Opened twice: to safetensors every file that cannot be opened is one that is absent."""
-    with _complaints(key), path.open("rb"), safe_open(path, framework="pt") as file:
-        yield file
+def parse_header(head: bytes, num_bytes: int, expected_key: BlockKey) -> Header:
+    """What an entry of ``num_bytes`` says of itself in its first bytes, ``header_end`` of them or more. Raises as
+    ``decode``, but for what only the tensors tell."""
+    with _complaints(expected_key):
+        return _parsed(head, num_bytes, expected_key)[0]
+
+
+def _parsed(head: bytes, num_bytes: int, expected_key: BlockKey) -> tuple[Header, dict[str, Any]]:
+    """What an entry says of itself, and where its tensors lie, as safetensors has it."""
+    end = header_end(head)
+    if len(head) < end:
+        raise CorruptBlock("not an entry: cut short in its header")
+    table: dict[str, Any] = json.loads(head[8:end])
+    metadata = table.pop("__metadata__", None)
+    whole = end + max((tensor["data_offsets"][1] for tensor in table.values()), default=0)
+    if num_bytes != whole:
+        raise CorruptBlock(f"not an entry: {num_bytes:,} bytes, where its header speaks of {whole:,}")
+    return _header(metadata, expected_key), table
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Rows of the tensors in an open entry, read when they are asked for. ``end``: of its header."""
+
+    file: BinaryIO
+    end: int
+    table: Mapping[str, Any]
+
+    def of(self, name: str, start: int = 0, stop: int | None = None) -> torch.Tensor:
+        """Rows of a tensor from ``start`` on, by default all."""
+        entry = self.table[name]
+        (rows, *shape), dtype = entry["shape"], _DTYPES[entry["dtype"]]
+        count = max(0, (rows if stop is None else min(stop, rows)) - start)
+        row_bytes = math.prod(shape) * dtype.itemsize
+        first, last = entry["data_offsets"]
+        if last - first != rows * row_bytes:
+            raise CorruptBlock(f"{name} has not the bytes that its shape needs")
+        content = bytearray(count * row_bytes)
+        self.file.seek(self.end + first + start * row_bytes)
+        if self.file.readinto(content) < len(content):  # type: ignore[attr-defined]
+            raise CorruptBlock("cut short while it was read")
+        flat = torch.frombuffer(content, dtype=dtype) if content else torch.empty(0, dtype=dtype)
+        return flat.reshape(count, *shape)
 
 
 @contextmanager
@@ -115,39 +166,35 @@ def _header(metadata: Any, expected_key: BlockKey) -> Header:
         raise CorruptBlock("the metadata is not what was written, or not ours")
     record: dict[str, Any] = json.loads(text)
     if record["format_version"] != FORMAT_VERSION:
-        raise OtherVersion(f"block of format version {record['format_version']}; this one reads {FORMAT_VERSION}")
+        raise OtherVersion(record["format_version"], FORMAT_VERSION)
     identity = Identity.from_record(record["identity"])
     if identity.key() != expected_key:
         raise CorruptBlock(f"block of key {identity.key().hex}, where {expected_key.hex} was expected")
-    return Header(identity, record["cost"], record["checksums"])
+    return Header(identity, record["num_tokens"], record["cost"], record["checksums"])
 
 
 def _block(header: Header, tensors: Mapping[str, torch.Tensor]) -> KVBlock:
     _prove(header, tensors, _checksums(tensors))
-    return KVBlock(header.identity, header.cost, **tensors)
+    return KVBlock(header.identity, header.num_tokens, header.cost, **tensors)
 
 
-def _block_of_layers(header: Header, file: Any, layers: range) -> KVBlock:
+def _block_of_layers(header: Header, rows: _Rows, layers: range) -> KVBlock:
     """The pairs of a few layers, and everything that is small."""
-    tensors = {name: file.get_tensor(name) for name in TENSORS if name not in _BY_LAYER}
+    tensors = {name: rows.of(name) for name in TENSORS if name not in _BY_LAYER}
     counts_LG = tensors["counts_LG"]
     bounds = _bounds(counts_LG)
     wanted = [layer for layer in range(len(counts_LG)) if layer in layers]
     found = _checksums(tensors)
-    parts: dict[str, list[torch.Tensor]] = {name: [] for name in _BY_LAYER}
     for name in _BY_LAYER:
-        rows = file.get_slice(name)
+        parts = [rows.of(name, *bounds[layer : layer + 2]) for layer in wanted]
         found[name] = list(header.checksums[name])
-        for layer in wanted:
-            part = rows[slice(*bounds[layer : layer + 2]) if rows.get_shape()[0] else slice(0)].contiguous()
+        for layer, part in zip(wanted, parts, strict=True):
             found[name][layer] = _checksum(name, part)
-            parts[name].append(part)
-        parts[name] = parts[name] or [rows[0:0]]
+        tensors[name] = torch.cat(parts) if parts else rows.of(name, 0, 0)
     _prove(header, tensors, found)
     kept_LG = torch.zeros_like(counts_LG)
     kept_LG[wanted] = counts_LG[wanted]
-    merged = {name: torch.cat(own) for name, own in parts.items()}
-    return KVBlock(header.identity, header.cost, **{**tensors, **merged, "counts_LG": kept_LG})
+    return KVBlock(header.identity, header.num_tokens, header.cost, **{**tensors, "counts_LG": kept_LG})
 
 
 def _prove(header: Header, tensors: Mapping[str, torch.Tensor], found: Mapping[str, list[str]]) -> None:

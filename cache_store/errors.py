@@ -34,4 +34,12 @@ class CorruptBlock(UnreadableBlock):
 
 
 class OtherVersion(UnreadableBlock):
-    """An intact block of another format version: not ours to read, and not ours to throw away."""
+    """An intact block of another format ``version`` than this program ``reads``: not ours to throw away."""
+
+    def __init__(self, version: int, reads: int) -> None:
+        super().__init__(version, reads)
+        self.version = version
+        self.reads = reads
+
+    def __str__(self) -> str:
+        return f"block of format version {self.version}; this one reads {self.reads}"

@@ -103,11 +103,11 @@ class CostAware:
             cost = former.cost
         self._keep(key, num_bytes, cost, uses + 1)
 
-    def touch(self, key: BlockKey) -> None:
-        """Count a use of an entry; an absent key is nobody's use."""
+    def touch(self, key: BlockKey, cost: float | None = None) -> None:
+        """Count a use of an entry, and what it costs where that is known now; an absent key is nobody's use."""
         entry = self._take(key)
         if entry is not None:
-            self._keep(key, entry.num_bytes, entry.cost, entry.uses + 1)
+            self._keep(key, entry.num_bytes, entry.cost if cost is None else cost, entry.uses + 1)
 
     def evict(self, key: BlockKey) -> None:
         """Stop counting an entry that made room: the others age by it, and its uses are remembered."""

@@ -46,8 +46,7 @@ def explain(
     ``held``: what some of the store's entries say of themselves; ``keys``: of all of them."""
     makers: dict[Identity, set[int]] = defaultdict(set)
     for header in held:
-        # One token of a chunk is read once, or twice where it is repeated.
-        makers[_maker(header.identity)] |= {header.cost, header.cost // 2}
+        makers[_maker(header.identity)].add(header.num_tokens)
     return _of_this_text(wanted, chunks, makers, keys) or _of_any_text(wanted, held, len(keys))
 
 

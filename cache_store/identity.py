@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, fields
 import numpy as np
 from blake3 import blake3
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 
 _HEX = re.compile(r"[0-9a-f]{64}")
 _INT32 = np.iinfo(np.int32)

@@ -16,8 +16,8 @@ from typing import NamedTuple
 
 from cache_store.archive import Archive, Inventory, StoredFile
 from cache_store.codec import Header
-from cache_store.errors import UnreadableBlock
-from cache_store.identity import BlockKey, Identity
+from cache_store.errors import OtherVersion, UnreadableBlock
+from cache_store.identity import FORMAT_VERSION, BlockKey, Identity
 
 Tick = Callable[[int, int], None]
 """Hears how many of all entries were looked at."""
@@ -52,11 +52,13 @@ def _named(record: str) -> str:
 
 @dataclass(frozen=True)
 class Listed:
-    """One entry. ``fault``: why it cannot be read; then there is no header."""
+    """One entry. ``fault``: why it cannot be read; then there is no header. ``version``: of its format, where it is
+    known."""
 
     file: StoredFile
     header: Header | None
     fault: str = ""
+    version: int | None = FORMAT_VERSION
 
 
 @dataclass(frozen=True)
@@ -98,8 +100,10 @@ def _look(archive: Archive, file: StoredFile) -> Listed | None:
         return Listed(file, archive.header(file))
     except FileNotFoundError:
         return None
+    except OtherVersion as error:
+        return Listed(file, None, reason_of(error, file.key), error.version)
     except (UnreadableBlock, OSError) as error:
-        return Listed(file, None, reason_of(error, file.key))
+        return Listed(file, None, reason_of(error, file.key), None)
 
 
 def reason_of(error: Exception, key: BlockKey) -> str:
@@ -110,7 +114,7 @@ def reason_of(error: Exception, key: BlockKey) -> str:
 
 @dataclass
 class Weight:
-    """What the entries of one kind come to. ``tokens``: what must be read to compute them again."""
+    """What the entries of one kind come to. ``tokens``: of documents, each counted in every entry that is of it."""
 
     entries: int = 0
     num_bytes: int = 0
@@ -118,7 +122,7 @@ class Weight:
 
     @property
     def bytes_per_1000_tokens(self) -> float | None:
-        """None where no token was read."""
+        """None where there is no entry."""
         return 1000 * self.num_bytes / self.tokens if self.tokens else None
 
 
@@ -152,6 +156,6 @@ def weigh(archive: Archive, tick: Tick) -> Weighing:
         weight = kinds.setdefault(Kind.of(entry.header.identity), Weight())
         weight.entries += 1
         weight.num_bytes += entry.file.num_bytes
-        weight.tokens += entry.header.cost
+        weight.tokens += entry.header.num_tokens
     heaviest = sorted(kinds.items(), key=lambda item: item[1].num_bytes, reverse=True)
     return Weighing(inventory, dict(heaviest), dict(faults.most_common()))

@@ -20,7 +20,7 @@ from pipeline.store_upkeep import Verdict, Verification
 _DIGITS = 12
 _CODECS = {"model": "as computed", "none": "scores only"}
 _UNITS = (("d", 86_400), ("h", 3600), ("min", 60), ("s", 1))
-_LISTED = ("KEY", "SIZE", "{dates}", "TOKENS", "MODEL", "DTYPE", "SCORER", "PAIRS", "QUESTION", "TENANT")
+_LISTED = ("KEY", "SIZE", "{dates}", "TOKENS", "COST", "MODEL", "DTYPE", "SCORER", "PAIRS", "QUESTION", "TENANT")
 _WEIGHED = ("MODEL", "DTYPE", "SCORER", "PAIRS", "ENTRIES", "SIZE", "TOKENS", "PER 1,000 TOKENS")
 
 
@@ -34,17 +34,18 @@ def listing_lines(listing: Listing, now_s: float) -> list[str]:
     rows = [_row(entry, now_s) for entry in listing.entries]
     more = ["... and more; --limit N shows more"] if listing.more else []
     head = [title.format(dates=listing.dates.upper()) for title in _LISTED]
-    return [*_columns([head, *rows], right={1, 3}), *more, _inventory_words(listing.inventory)]
+    return [*_columns([head, *rows], right={1, 3, 4}), *more, _inventory_words(listing.inventory)]
 
 
 def _row(entry: Listed, now_s: float) -> tuple[str, ...]:
     file, header = entry.file, entry.header
     start = (file.key.hex[:_DIGITS], in_bytes(file.num_bytes), ago(now_s - file.used_s))
     if header is None:
-        return (*start, "", f"cannot be read: {entry.fault}")
+        return (*start, "", "", f"cannot be read: {entry.fault}")
     kind = Kind.of(header.identity)
     question = "any" if header.identity.question is None else "one"
-    return (*start, f"{header.cost:,}", *_kind_words(kind), question, "yes" if header.identity.tenant else "no")
+    tenant = "yes" if header.identity.tenant else "no"
+    return (*start, f"{header.num_tokens:,}", f"{header.cost:,}", *_kind_words(kind), question, tenant)
 
 
 def _kind_words(kind: Kind) -> tuple[str, ...]:
@@ -76,14 +77,15 @@ def listing_json(listing: Listing) -> dict[str, Any]:
 def _entry_json(entry: Listed) -> dict[str, Any]:
     file, header = entry.file, entry.header
     date = datetime.fromtimestamp(file.used_s, UTC).isoformat(timespec="seconds")
-    start = {"key": file.key.hex, "num_bytes": file.num_bytes, "date": date}
+    start = {"key": file.key.hex, "num_bytes": file.num_bytes, "date": date, "format_version": entry.version}
     if header is None:
         return {**start, "fault": entry.fault}
     identity = header.identity
     kind = Kind.of(identity)._asdict()
     return {
         **start,
-        "tokens": header.cost,
+        "tokens": header.num_tokens,
+        "cost": header.cost,
         **kind,
         "is_of_one_question": identity.question is not None,
         "has_tenant": bool(identity.tenant),
@@ -140,8 +142,8 @@ def verification_lines(verification: Verification) -> list[str]:
     unsound = [finding for finding in verification.findings if finding.verdict is not Verdict.SOUND]
     rows = [(finding.verdict, finding.file.name, finding.reason) for finding in unsound]
     sizes = num_bytes([finding.file for finding in verification.findings])
-    counts = [(verdict, len(verification.of(verdict))) for verdict in Verdict]
-    said = ", ".join(f"{number:,} {verdict}" for verdict, number in counts if number)
+    counts = Counter(finding.words for finding in verification.findings)
+    said = ", ".join(f"{number:,} {words}" for words, number in counts.items())
     total = count(len(verification.findings), "entry", "entries")
     return [*_columns(rows), f"{total}, {in_bytes(sizes)}{f': {said}' if said else ''}"]
 

@@ -34,11 +34,17 @@ BAD = (Verdict.DAMAGED, Verdict.UNREADABLE)
 
 @dataclass(frozen=True)
 class Finding:
-    """One file that has an entry's name, and why it is not sound."""
+    """One file that has an entry's name, and why it is not sound. ``version``: of its format, where it is another."""
 
     file: StoredFile
     verdict: Verdict
     reason: str = ""
+    version: int | None = None
+
+    @property
+    def words(self) -> str:
+        """The verdict, and which other version."""
+        return self.verdict if self.version is None else f"of format version {self.version}"
 
 
 @dataclass(frozen=True)
@@ -82,7 +88,7 @@ def _judge(archive: Archive, file: StoredFile) -> Finding:
     except FileNotFoundError:
         return Finding(file, Verdict.GONE)
     except OtherVersion as error:
-        return Finding(file, Verdict.OTHER_VERSION, reason_of(error, file.key))
+        return Finding(file, Verdict.OTHER_VERSION, reason_of(error, file.key), error.version)
     except CorruptBlock as error:
         return Finding(file, Verdict.DAMAGED, reason_of(error, file.key))
     except OSError as error:

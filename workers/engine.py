@@ -15,14 +15,14 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from cache_store.block import KVBlock
+from cache_store.block import Entry, KVBlock
 from cache_store.identity import BlockKey, Identity, digest_tenant, digest_tokens
 from cache_store.store import TieredStore
 from workers.context import Carried, Context
 from workers.encoder import ChunkReading, Encoder, Reads, observation_record
 from workers.generate import Prompt, forced_logits, generate
 from workers.index import Questions, index_block, index_keys, keys_of
-from workers.keeping import Entry, Keeping, KeptDocument, assemble, kept_block, offered_by, scores_only
+from workers.keeping import Keeping, KeptDocument, assemble, kept_block, offered_by, scores_only
 from workers.loaded import LoadedModel
 from workers.messages import Answered, Ask, Chunk, ChunkRelevance, Encode, Encoded, Generated, Interval, Probe, Query
 from workers.method import Method
@@ -196,7 +196,7 @@ class Engine:
                 costs = [2 * length]
             case _:
                 costs = [length]
-        return [Entry(*parts) for parts in zip(row, costs, scores, strict=True)]
+        return [Entry(identity, length, cost, said) for identity, cost, said in zip(row, costs, scores, strict=True)]
 
     def _leave(
         self, entries: Sequence[Entry], reading: ChunkReading, said: Sequence[ChunkScores], tokens: int

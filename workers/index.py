@@ -18,10 +18,9 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from cache_store.block import HeadPairs, KVBlock
+from cache_store.block import Entry, HeadPairs, KVBlock
 from workers.context import Context
 from workers.hf import ModelShape
-from workers.keeping import Entry
 from workers.loaded import LoadedModel
 from workers.messages import Probe
 from workers.passes import SegmentPass, Sight
@@ -55,7 +54,7 @@ def index_block(entry: Entry, loaded: LoadedModel, keys: IndexKeys) -> KVBlock:
         torch.cat([key_CD.cpu() for key_CD in keys.values()]),
         torch.empty(0, shape.head_dim, dtype=model.dtype),
     )
-    return KVBlock.of_rows(entry.identity, entry.cost, counts_LG, rows, entry.scores_RHB)
+    return KVBlock.of_rows(entry, counts_LG, rows)
 
 
 def keys_of(block: KVBlock) -> IndexKeys:

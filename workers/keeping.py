@@ -21,8 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cache_store.block import HeadPairs, KVBlock
-from cache_store.identity import Identity
+from cache_store.block import Entry, HeadPairs, KVBlock
 from workers.context import positions_of
 from workers.hf import LanguageModel
 from workers.messages import Chunk, Interval, Query
@@ -82,18 +81,9 @@ def joined(intervals: Sequence[Interval]) -> tuple[Interval, ...]:
     return tuple(union)
 
 
-@dataclass(frozen=True)
-class Entry:
-    """An entry in the making: what it is, how many tokens were read for it, what the scorer said."""
-
-    identity: Identity
-    cost: int
-    scores_RHB: Tensor
-
-
 def scores_only(entry: Entry) -> KVBlock:
     """The entry of a chunk of which text is kept, and no pairs."""
-    return KVBlock.of_heads(entry.identity, entry.cost, [], entry.scores_RHB)
+    return KVBlock.of_heads(entry, [])
 
 
 def kept_block(entry: Entry, model: LanguageModel, pairs: Segment, places: range, choice: Choice) -> KVBlock:
@@ -113,7 +103,7 @@ def kept_block(entry: Entry, model: LanguageModel, pairs: Segment, places: range
         values.append(pairs.values[layer][rows[-1], heads_T].cpu())
     counts_LG = torch.tensor(counts, dtype=torch.int32)
     kept = HeadPairs(torch.cat(rows), torch.cat(keys), torch.cat(values))
-    return KVBlock.of_rows(entry.identity, entry.cost, counts_LG, kept, entry.scores_RHB)
+    return KVBlock.of_rows(entry, counts_LG, kept)
 
 
 def offered_by(block: KVBlock) -> tuple[tuple[Interval, ...], ...]:

@@ -1,4 +1,4 @@
-"""A store in object storage, as the objects tier lays it out (``tiers.bucket``).
+"""A store in object storage, as the objects tier lays it out (``layout.IN_BUCKET``).
 
 Invariants: a header costs one ranged read, seldom two, whatever the entry weighs; no message holds a password.
 """
@@ -8,28 +8,24 @@ from __future__ import annotations
 import contextlib
 import errno
 import re
-import tempfile
-import uuid
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import obstore
 from obstore.exceptions import BaseError, PermissionDeniedError, UnauthenticatedError
 from obstore.store import ObjectStore, from_url
 
-from cache_store.archive import SUFFIX, Inventory, StoredFile, sort_out
-from cache_store.codec import Header, read_header
+from cache_store.archive import Inventory, StoredFile, header_of, sort_out
+from cache_store.codec import Header
 from cache_store.errors import NoSuchStore
-from cache_store.identity import BlockKey
+from cache_store.layout import IN_BUCKET
 from cache_store.tiers.bucket import SCHEMES, without_secrets
 
 if TYPE_CHECKING:  # obstore has it in its stubs only
     from obstore.store import RetryConfig
 
 _PAGE = 10_000
-_HEAD_BYTES = 2**16
 # For listings, obstore has no class of error that says so.
 _ABSENT = re.compile(r"status code: 404")
 _FORBIDDEN = re.compile(r"status code: 40[13]|os error 13")
@@ -58,7 +54,7 @@ class ObjectArchive:
         except OSError as error:
             raise OSError(f"{self.url}: cannot be listed: {error.strerror}") from error
         found = sort_out(
-            (StoredFile(item["path"], item["size"], item["last_modified"].timestamp()) for item in items), _home
+            (StoredFile(item["path"], item["size"], item["last_modified"].timestamp()) for item in items), IN_BUCKET
         )
         if not any(found):
             raise NoSuchStore(
@@ -69,16 +65,14 @@ class ObjectArchive:
 
     def header(self, file: StoredFile) -> Header:
         """As ``Archive.header``."""
-        head = self._head(file, _HEAD_BYTES)
-        size = 8 + int.from_bytes(head[:8], "little")
-        if len(head) < size <= file.num_bytes:
-            head = self._head(file, size)
-        # A file of the entry's size with a hole for its tensors: all that a reader of headers looks at.
-        with tempfile.NamedTemporaryFile(suffix=SUFFIX) as stand_in:
-            stand_in.write(head)
-            stand_in.truncate(file.num_bytes)
-            stand_in.flush()
-            return read_header(Path(stand_in.name), file.key)
+
+        def first_bytes(count: int) -> bytes:
+            if count == 0:  # for which there is no range
+                return b""
+            with self._asking(file.name):
+                return bytes(obstore.get_range(self._store, file.name, start=0, length=count))
+
+        return header_of(file, first_bytes)
 
     def content(self, file: StoredFile) -> bytes:
         """As ``Archive.content``."""
@@ -99,15 +93,7 @@ class ObjectArchive:
     def set_aside(self, file: StoredFile) -> None:
         """As ``Archive.set_aside``."""
         with self._asking(file.name):
-            obstore.rename(self._store, file.name, f"quarantine/{file.key.hex}.{uuid.uuid4().hex}")
-
-    def _head(self, file: StoredFile, num_bytes: int) -> bytes:
-        """The first bytes of a file, or all of it if it has fewer."""
-        length = min(num_bytes, file.num_bytes)
-        if length == 0:
-            return b""
-        with self._asking(file.name):
-            return bytes(obstore.get_range(self._store, file.name, start=0, length=length))
+            obstore.rename(self._store, file.name, IN_BUCKET.new_quarantined(file.key))
 
     @contextlib.contextmanager
     def _asking(self, name: str) -> Iterator[None]:
@@ -124,10 +110,6 @@ class ObjectArchive:
             if isinstance(error, PermissionDeniedError | UnauthenticatedError) or _FORBIDDEN.search(words):
                 raise PermissionError(errno.EACCES, words, place) from error
             raise OSError(errno.EIO, words, place) from error
-
-
-def _home(key: BlockKey) -> str:
-    return f"{key.hex[:2]}/{key.hex}{SUFFIX}"
 
 
 def _store_at(url: str) -> ObjectStore:

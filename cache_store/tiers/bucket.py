@@ -1,15 +1,7 @@
-"""Entries in object storage: what lies where below a URL, which errors that can give, and when to ask at all.
-
-    ab/<64 hex digits>.safetensors   an entry, whole
-    probe/<random>                   written and removed when the bucket is opened
-    quarantine/<hex>.<random>        damaged or foreign, kept for a look: the newest few
-
-One level of folders: object stores have none and split their key space by themselves, evenly here because the names
-are digests; 256 keep a console and a local directory readable.
+"""Entries in object storage (``layout.IN_BUCKET``): how they get there, which errors that can give, and when to ask.
 
 Invariants: an entry appears whole or not at all, and is written once: a second writer of the same bytes leaves the
-first one's object alone. No object whose name is not one of the above is counted or removed. No message holds a
-password. What does not answer is left alone for a while (``CoolOff``).
+first one's object alone. No message holds a password. What does not answer is left alone for a while (``CoolOff``).
 """
 
 from __future__ import annotations
@@ -18,7 +10,6 @@ import contextlib
 import logging
 import os
 import re
-import uuid
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, cast
@@ -28,9 +19,12 @@ import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError, PermissionDeniedError, UnauthenticatedError
 from obstore.store import LocalStore, MemoryStore, ObjectStore, from_url
 
+from cache_store.block import KVBlock
+from cache_store.codec import decode
 from cache_store.identity import BlockKey
+from cache_store.layout import IN_BUCKET, QUARANTINE, Sort
 from cache_store.tiers.cooloff import CoolOff
-from cache_store.tiers.directory import MAX_QUARANTINED
+from cache_store.tiers.medium import MAX_QUARANTINED, NoAnswer, Resting
 
 if TYPE_CHECKING:  # obstore has these in its stubs only
     from obstore.store import ClientConfig, RetryConfig
@@ -41,8 +35,6 @@ _REMOTE = {"s3": "AWS_", "s3a": "AWS_", "gs": "GOOGLE_"} | dict.fromkeys(
 )
 SCHEMES = (*_REMOTE, "file", "memory")
 
-_ENTRY = re.compile(r"([0-9a-f]{2})/(\1[0-9a-f]{62})\.safetensors")
-_QUARANTINED = re.compile(r"quarantine/[0-9a-f]{64}\.[0-9a-f]{32}")
 _PAGE = 10_000
 # A status that says no, rather than "not now"; a local directory always answers.
 _ANSWER = re.compile(r"status code: (4(?!08|29)\d\d|501)|LocalFileSystem error")
@@ -56,20 +48,15 @@ _FROM_ENVIRONMENT = ("allow_http", "allow_invalid_certificates", "proxy_url", "p
 _log = logging.getLogger(__name__)
 
 
-class NoAnswer(ConnectionError):
-    """The object store could not be reached, took too long, or said that it cannot now."""
-
-
-class Resting(NoAnswer):
-    """Nothing was asked, because nothing was answered a moment ago."""
-
-
 class Bucket:
-    """The layout above, below ``url``; an object store that one call waits for about ``timeout_s`` at most.
+    """Objects below ``url`` as a ``Medium``; one call waits for about ``timeout_s`` at most.
 
-    Every method raises OSError where the object store does: NoAnswer, PermissionError, FileNotFoundError for a bucket
-    that is not there. The constructor asks nothing, and raises ValueError for a URL that names no object store.
+    Every method raises what the object store does as NoAnswer, PermissionError, FileNotFoundError for a bucket that is
+    not there, or another OSError. The constructor asks nothing, and raises ValueError for a URL that names no object
+    store.
     """
+
+    records_uses = False
 
     def __init__(self, url: str, timeout_s: float, cooloff: CoolOff) -> None:
         self.url = without_secrets(url)
@@ -78,54 +65,59 @@ class Bucket:
 
     @property
     def is_resting(self) -> bool:
-        """Whether a call would raise Resting."""
+        """As ``Medium.is_resting``."""
         return self._cooloff.remaining_s > 0
 
     def open(self) -> None:
-        """Make sure that objects can be written and removed here."""
-        probe = f"probe/{uuid.uuid4().hex}"
+        """As ``Medium.open``."""
+        probe = IN_BUCKET.new_staged()
         self._create(probe, b"")
         self._delete([probe])
 
     def scan(self) -> list[tuple[BlockKey, int]]:
-        """Every entry and its bytes, first written first."""
+        """As ``Medium.scan``."""
         with self._asking():
             items = (item for page in obstore.list(self._store, chunk_size=_PAGE) for item in page)
-            found = ((_ENTRY.fullmatch(item["path"]), item) for item in items)
-            entries = [(item["last_modified"], match[2], item["size"]) for match, item in found if match]
-        return [(BlockKey(bytes.fromhex(name)), size) for _, name, size in sorted(entries)]
+            found = [(IN_BUCKET.key_at(item["path"]), item) for item in items]
+        entries = [(item["last_modified"], key.digest, key, item["size"]) for key, item in found if key is not None]
+        return [(key, size) for _, _, key, size in sorted(entries, key=lambda entry: entry[:2])]
 
     def size_of(self, key: BlockKey) -> int | None:
-        """Bytes of the entry of this key, None where there is none."""
+        """As ``Medium.size_of``."""
         with contextlib.suppress(FileNotFoundError), self._asking():
-            return obstore.head(self._store, _path_of(key))["size"]
+            return obstore.head(self._store, IN_BUCKET.entry(key))["size"]
         return None
 
-    def read(self, key: BlockKey) -> bytes | None:
-        """The entry's bytes, None where there is none."""
-        with contextlib.suppress(FileNotFoundError), self._asking():
-            return bytes(obstore.get(self._store, _path_of(key)).bytes())
-        return None
+    def read(self, key: BlockKey, layers: range | None = None) -> KVBlock | None:
+        """As ``Medium.read``; whole, in one request, which costs less time than several for a few layers."""
+        content = self._content(key)
+        return None if content is None else decode(content, key)
 
     def publish(self, key: BlockKey, content: bytes) -> None:
-        """Make ``content`` the entry of this key. An object that differs, which means damage, is replaced."""
-        path = _path_of(key)
-        if not self._create(path, content) and self.read(key) != content:
+        """As ``Medium.publish``. An object that differs, which means damage, is replaced."""
+        path = IN_BUCKET.entry(key)
+        if not self._create(path, content) and self._content(key) != content:
             with self._asking():
                 obstore.put(self._store, path, content, use_multipart=False)
 
     def remove(self, keys: Sequence[BlockKey]) -> None:
-        """Have no entries of these keys."""
-        self._delete([_path_of(key) for key in keys])
+        """As ``Medium.remove``; in one request."""
+        self._delete([IN_BUCKET.entry(key) for key in keys])
 
     def quarantine(self, key: BlockKey) -> None:
-        """Move the entry of this key aside, if it is still there; the oldest such objects give way."""
+        """As ``Medium.quarantine``."""
         with self._asking():
             with contextlib.suppress(FileNotFoundError):
-                obstore.rename(self._store, _path_of(key), f"quarantine/{key.hex}.{uuid.uuid4().hex}")
-            items = [item for page in obstore.list(self._store, "quarantine") for item in page]
-        aside = sorted((item["last_modified"], item["path"]) for item in items if _QUARANTINED.fullmatch(item["path"]))
+                obstore.rename(self._store, IN_BUCKET.entry(key), IN_BUCKET.new_quarantined(key))
+            items = [item for page in obstore.list(self._store, QUARANTINE) for item in page]
+        quarantined = (item for item in items if IN_BUCKET.sort_of(item["path"]) is Sort.QUARANTINED)
+        aside = sorted((item["last_modified"], item["path"]) for item in quarantined)
         self._delete([path for _, path in aside[:-MAX_QUARANTINED]])
+
+    def _content(self, key: BlockKey) -> bytes | None:
+        with contextlib.suppress(FileNotFoundError), self._asking():
+            return bytes(obstore.get(self._store, IN_BUCKET.entry(key)).bytes())
+        return None
 
     def _create(self, path: str, content: bytes) -> bool:
         """Write an object unless there is one, which is False."""
@@ -178,10 +170,6 @@ class Bucket:
 def without_secrets(text: str) -> str:
     """A text in which URLs have lost ``user:password@`` and what follows a question mark."""
     return _QUERY.sub("", _USER_INFO.sub("//", text))
-
-
-def _path_of(key: BlockKey) -> str:
-    return f"{key.hex[:2]}/{key.hex}.safetensors"
 
 
 def _store_at(url: str, timeout_s: float) -> ObjectStore:

@@ -1,12 +1,8 @@
-"""A directory of entries that several processes share: what lies where, and how it gets there durably.
+"""A directory of entries that several processes share, and how they get there durably (``layout.IN_DIRECTORY``).
 
-    ab/cd/<64 hex digits>.safetensors   an entry, whole
-    staging/<random>.tmp                being written; a dead writer's is removed after ten minutes
-    quarantine/<hex>.<random>           damaged or foreign, kept for a look: the newest few
-
-Invariants: an entry appears under its name whole or not at all (staged, fsynced, renamed, directory
-fsynced), whenever the writer dies; no file whose name is not one of the above is counted or removed; a file's
-modification time is its last use by any process.
+Invariants: an entry appears under its name whole or not at all (staged, fsynced, renamed, directory fsynced), whenever
+the writer dies, whose staged file is removed after ten minutes; a file's modification time is its last use by any
+process.
 """
 
 from __future__ import annotations
@@ -14,63 +10,72 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import stat
 import time
-import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
+from cache_store.block import KVBlock
+from cache_store.codec import decode_file
 from cache_store.identity import BlockKey
+from cache_store.layout import IN_DIRECTORY, QUARANTINE, Sort
+from cache_store.tiers.medium import MAX_QUARANTINED
 
 STALE_STAGED_S = 600.0
-MAX_QUARANTINED = 8
 
-_SUFFIX = ".safetensors"
 _FANOUT = re.compile(r"[0-9a-f]{2}")
-_STAGED = re.compile(r"[0-9a-f]{32}\.tmp")
-_QUARANTINED = re.compile(r"[0-9a-f]{64}\.[0-9a-f]{32}")
-
-
-class Entry(NamedTuple):
-    """A published entry, as its directory knows it without reading it."""
-
-    key: BlockKey
-    num_bytes: int
-    used_ns: int
 
 
 class EntryDirectory:
-    """The layout above, below ``root``. Every method raises OSError where the file system does."""
+    """Files below ``root`` as a ``Medium``."""
+
+    records_uses = True
+    is_resting = False
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self._staging = root / "staging"
-        self._quarantine = root / "quarantine"
 
     def open(self) -> None:
         """Make the directory, make sure that it can be written, remove what dead writers left."""
-        self._quarantine.mkdir(parents=True, exist_ok=True)
+        (self.root / QUARANTINE).mkdir(parents=True, exist_ok=True)
         self._stage(b"").unlink()
         oldest_s = time.time() - STALE_STAGED_S
-        for staged in self._staging.iterdir():
+        for path in self._files(IN_DIRECTORY.staging, Sort.STAGED):
             with contextlib.suppress(FileNotFoundError):
-                if _STAGED.fullmatch(staged.name) and staged.stat().st_mtime < oldest_s:
-                    staged.unlink()
+                if path.stat().st_mtime < oldest_s:
+                    path.unlink()
 
     def path_of(self, key: BlockKey) -> Path:
         """Where the entry of this key lies."""
-        return self.root / key.hex[:2] / key.hex[2:4] / f"{key.hex}{_SUFFIX}"
+        return self.root / IN_DIRECTORY.entry(key)
 
-    def scan(self) -> list[Entry]:
-        """Every entry, oldest use first."""
-        return sorted(self._entries(), key=lambda entry: entry.used_ns)
+    def scan(self) -> list[tuple[BlockKey, int]]:
+        """As ``Medium.scan``."""
+        return [(key, num_bytes) for _, key, num_bytes in sorted(self._entries(), key=lambda entry: entry[0])]
 
-    def stat(self, key: BlockKey) -> Entry | None:
-        """The entry of this key, None where there is none."""
-        return _stat(key, self.path_of(key))
+    def size_of(self, key: BlockKey) -> int | None:
+        """As ``Medium.size_of``."""
+        with contextlib.suppress(FileNotFoundError):
+            found = self.path_of(key).stat()
+            return found.st_size if stat.S_ISREG(found.st_mode) else None  # a folder or a pipe is a stranger's
+        return None
+
+    def read(self, key: BlockKey, layers: range | None = None) -> KVBlock | None:
+        """As ``Medium.read``; with ``layers``, of the file only their bytes. Other processes are told of the use, where
+        the file system allows it."""
+        path = self.path_of(key)
+        if self.size_of(key) is None:  # before it is opened: a pipe would wait for its writer
+            return None
+        try:
+            block = decode_file(path, key, layers)
+        except FileNotFoundError:
+            return None
+        with contextlib.suppress(OSError):
+            _set_used(path)
+        return block
 
     def publish(self, key: BlockKey, content: bytes) -> None:
-        """Make ``content`` the entry of this key, durably and at once; on OSError nothing new is left."""
+        """As ``Medium.publish``; durably."""
         target = self.path_of(key)
         staged = self._stage(content)
         try:
@@ -82,32 +87,26 @@ class EntryDirectory:
             raise
         _fsync_directory(target.parent)
 
-    def mark_used(self, key: BlockKey) -> None:
-        """Tell other processes that the entry was used now, where the file system allows it."""
-        with contextlib.suppress(OSError):
-            _set_used(self.path_of(key))
-
-    def remove(self, key: BlockKey) -> None:
-        """Have no entry of this key."""
-        with contextlib.suppress(FileNotFoundError):
-            self.path_of(key).unlink()
+    def remove(self, keys: Sequence[BlockKey]) -> None:
+        """As ``Medium.remove``."""
+        for key in keys:
+            self.path_of(key).unlink(missing_ok=True)
 
     def quarantine(self, key: BlockKey) -> None:
-        """Move the entry of this key aside, if it is still there; the oldest such files give way."""
-        self._quarantine.mkdir(parents=True, exist_ok=True)
+        """As ``Medium.quarantine``."""
+        (self.root / QUARANTINE).mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(FileNotFoundError):
-            self.path_of(key).replace(self._quarantine / f"{key.hex}.{uuid.uuid4().hex}")
-        aside = [path for path in self._quarantine.iterdir() if _QUARANTINED.fullmatch(path.name)]
+            self.path_of(key).replace(self.root / IN_DIRECTORY.new_quarantined(key))
         with contextlib.suppress(FileNotFoundError):
             # The change time, because a rename leaves the modification time as it was.
-            aside.sort(key=lambda path: path.stat().st_ctime_ns)
+            aside = sorted(self._files(QUARANTINE, Sort.QUARANTINED), key=lambda path: path.stat().st_ctime_ns)
             for path in aside[:-MAX_QUARANTINED]:
                 path.unlink()
 
     def _stage(self, content: bytes) -> Path:
         """Write ``content`` durably to a file of its own in this file system."""
-        self._staging.mkdir(parents=True, exist_ok=True)
-        staged = self._staging / f"{uuid.uuid4().hex}.tmp"
+        staged = self.root / IN_DIRECTORY.new_staged()
+        staged.parent.mkdir(parents=True, exist_ok=True)
         try:
             with staged.open("xb") as file:
                 file.write(content)
@@ -119,34 +118,31 @@ class EntryDirectory:
             raise
         return staged
 
-    def _entries(self) -> Iterator[Entry]:
-        for outer in _fanout(self.root):
-            for inner in _fanout(outer):
-                for path in _children(inner):
-                    with contextlib.suppress(ValueError):  # not one of our names
-                        key = BlockKey.from_hex(path.name.removesuffix(_SUFFIX))
-                        entry = _stat(key, path) if path == self.path_of(key) else None
-                        if entry is not None:
-                            yield entry
+    def _files(self, folder: str, sort: Sort) -> list[Path]:
+        names = (f"{folder}/{item.name}" for item in items_in(self.root / folder))
+        return [self.root / name for name in names if IN_DIRECTORY.sort_of(name) is sort]
+
+    def _entries(self) -> Iterator[tuple[int, BlockKey, int]]:
+        """Every entry: its last use, whose it is, its bytes."""
+        for outer in fanout_in(self.root):
+            for inner in fanout_in(self.root / outer):
+                for item in items_in(self.root / outer / inner):
+                    key = IN_DIRECTORY.key_at(f"{outer}/{inner}/{item.name}")
+                    with contextlib.suppress(FileNotFoundError):
+                        if key is not None and stat.S_ISREG((found := item.stat()).st_mode):
+                            yield found.st_mtime_ns, key, found.st_size
 
 
-def _stat(key: BlockKey, path: Path) -> Entry | None:
+def fanout_in(folder: Path) -> list[str]:
+    """The folders in one that can hold entries, by name and in its order."""
+    return sorted(item.name for item in items_in(folder) if _FANOUT.fullmatch(item.name) and item.is_dir())
+
+
+def items_in(folder: Path) -> list[os.DirEntry[str]]:
+    """What lies in a folder; nothing, if another process removed it meanwhile."""
     try:
-        found = path.stat()
-    except FileNotFoundError:
-        return None
-    return Entry(key, found.st_size, found.st_mtime_ns)
-
-
-def _fanout(directory: Path) -> Iterator[Path]:
-    """Subdirectories named by two hex digits."""
-    return (path for path in _children(directory) if _FANOUT.fullmatch(path.name) and path.is_dir())
-
-
-def _children(directory: Path) -> list[Path]:
-    """What lies in a directory; nothing, if another process removed it meanwhile."""
-    try:
-        return list(directory.iterdir())
+        with os.scandir(folder) as items:
+            return list(items)
     except FileNotFoundError:
         return []
 

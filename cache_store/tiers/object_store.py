@@ -258,17 +258,17 @@ def _require_ray() -> None:
         raise RaySystemError("this process has left its Ray cluster")  # type: ignore[no-untyped-call]
 
 
-def _pack(block: KVBlock) -> tuple[dict[str, object], int, dict[str, tuple[str, Any]]]:
+def _pack(block: KVBlock) -> tuple[dict[str, object], int, int, dict[str, tuple[str, Any]]]:
     """The block as plain values and arrays, which Ray stores as they are and lets others read in place."""
     arrays = {}
     for name, tensor in block.tensors.items():
         plain = tensor.detach().contiguous().view(_BIT_TWINS.get(tensor.dtype, tensor.dtype))
         arrays[name] = (str(tensor.dtype).removeprefix("torch."), plain.numpy())
-    return block.identity.record, block.cost, arrays
+    return block.identity.record, block.num_tokens, block.cost, arrays
 
 
-def _unpack(record: dict[str, object], cost: int, arrays: dict[str, tuple[str, Any]]) -> KVBlock:
+def _unpack(record: dict[str, object], num_tokens: int, cost: int, arrays: dict[str, tuple[str, Any]]) -> KVBlock:
     """The block of ``_pack``, its tensors in the arrays' memory."""
     # Through DLPack: from_numpy warns of arrays that cannot be written to, which these must not be.
     tensors = {name: from_dlpack(array).view(getattr(torch, dtype)) for name, (dtype, array) in arrays.items()}
-    return KVBlock(Identity.from_record(record), cost, **tensors)
+    return KVBlock(Identity.from_record(record), num_tokens, cost, **tensors)

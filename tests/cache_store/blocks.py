@@ -7,7 +7,8 @@ import math
 import torch
 from hypothesis import strategies as st
 
-from cache_store.block import HeadPairs, KVBlock
+from cache_store.block import Entry, HeadPairs, KVBlock
+from cache_store.codec import Header
 from cache_store.identity import BlockKey, Identity
 from cache_store.pairs import CODECS, PAIR_DTYPES
 
@@ -74,19 +75,24 @@ def make_block(
         for layer in counts
     ]
     scores_RHB = bits(1, 3, blocks, dtype=torch.float32)
-    return KVBlock.of_heads(make_identity(key, codec), cost, heads, scores_RHB)
+    return KVBlock.of_heads(Entry(make_identity(key, codec), 4 * tokens + 1, cost, scores_RHB), heads)
 
 
 def same(one: KVBlock | None, other: KVBlock | None) -> bool:
-    """Whether two blocks have the same identity, cost, shapes, dtypes and bits."""
+    """Whether two blocks have the same identity, numbers, shapes, dtypes and bits."""
     if one is None or other is None:
         return one is other
-    return (one.identity, one.cost) == (other.identity, other.cost) and all(
+    return said_of(one) == said_of(other) and all(
         mine.dtype == theirs.dtype
         and mine.shape == theirs.shape
         and torch.equal(mine.contiguous().view(torch.uint8), theirs.contiguous().view(torch.uint8))
         for mine, theirs in zip(one.tensors.values(), other.tensors.values(), strict=True)
     )
+
+
+def said_of(block: KVBlock | Header) -> tuple[Identity, int, int]:
+    """What a block is, but for its tensors; of a header, of which block it is."""
+    return block.identity, block.num_tokens, block.cost
 
 
 any_block = st.builds(

@@ -9,9 +9,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+METHODS = frozenset({"GET", "HEAD", "PUT", "POST", "DELETE"})
+
 
 class Endpoint(ThreadingHTTPServer):
-    """``status``: what every request gets, None to hand it on. ``num_requests``: how many came."""
+    """``status``: what requests of these ``methods`` get, None to hand them on. ``num_requests``: how many came."""
 
     daemon_threads = True
 
@@ -19,6 +21,7 @@ class Endpoint(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.upstream = upstream.removeprefix("http://")
         self.status: int | None = None
+        self.methods = METHODS
         self.num_requests = 0
 
     @property
@@ -32,7 +35,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self) -> None:
         self.server.num_requests += 1
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        if self.server.status is not None:
+        if self.server.status is not None and self.command in self.server.methods:
             self._send(self.server.status, {"Content-Length": "0"}, b"")
             return
         upstream = HTTPConnection(self.server.upstream)

@@ -11,16 +11,18 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import cache_store.archive
 import cache_store.codec
 from cache_store.archive import Archive, Inventory, StoredFile, open_archive, prove
 from cache_store.block import KVBlock
 from cache_store.codec import encode
 from cache_store.errors import CorruptBlock, NoSuchStore, OtherVersion
 from cache_store.tiers.base import Tier
-from cache_store.tiers.directory import MAX_QUARANTINED, EntryDirectory
+from cache_store.tiers.directory import EntryDirectory
 from cache_store.tiers.files import FilesTier
+from cache_store.tiers.medium import MAX_QUARANTINED
 from cache_store.tiers.objects import ObjectsTier
-from tests.cache_store.blocks import make_block, same
+from tests.cache_store.blocks import make_block, said_of, same
 
 BLOCKS = [make_block(0), make_block(1, tokens=2, codec="int8"), make_block(2, layers=0, codec="float16")]
 
@@ -87,12 +89,17 @@ def test_an_inventory_is_what_the_tier_holds_newest_use_first(medium: Medium) ->
     assert snapshot(medium.root) == before
 
 
-def test_headers_say_what_the_blocks_are_and_proof_changes_nothing(medium: Medium) -> None:
+@pytest.mark.parametrize("head_bytes", [8, 2**16])
+def test_headers_say_what_the_blocks_are_and_proof_changes_nothing(
+    medium: Medium, monkeypatch: pytest.MonkeyPatch, head_bytes: int
+) -> None:
+    """Whether the header is among the bytes that are asked for first or not."""
+    monkeypatch.setattr(cache_store.archive, "_HEAD_BYTES", head_bytes)
     fill(medium, BLOCKS)
     before = snapshot(medium.root)
     for file, block in zip(medium.archive.inventory().entries, reversed(BLOCKS), strict=True):
         header = medium.archive.header(file)
-        assert (header.identity, header.cost) == (block.identity, block.cost)
+        assert said_of(header) == said_of(block)
         prove(medium.archive, file)
     assert snapshot(medium.root) == before
 

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import cache_store.identity
-from cache_store.block import HeadPairs, KVBlock
+from cache_store.block import Entry, HeadPairs, KVBlock
 from cache_store.codec import encode
 from cache_store.identity import BlockKey, Identity, digest_tenant, digest_tokens
 from cache_store.pairs import PAIR_DTYPES
@@ -73,7 +73,7 @@ def test_the_format_version_changes_the_key(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_the_canonical_form_stays() -> None:
     """Stores outlive this process: whoever changes the form of a key raises FORMAT_VERSION, and this value."""
-    assert IDENTITY.key().hex == "f567eed7dc00a3c839a4a48a418e7b67e1d81d5930716dcfe39ffdc7c10acfd7"
+    assert IDENTITY.key().hex == "5f9d0d83ef539f2355cf658c76748436fc4473e14c5cf5abe148278e40fa8f65"
 
 
 def test_an_identity_without_canonical_form_is_refused() -> None:
@@ -140,9 +140,10 @@ def test_what_a_head_drops_is_what_the_bytes_shrink_by(layer: int, head: int, dt
     """A position, a key and a value for each token dropped, in memory and in the file behind its header."""
     whole = make_block(tokens=40, head_dim=8, dtype=dtype)
     heads = [[pairs_of(whole, 0, 0), pairs_of(whole, 0, 1)], [pairs_of(whole, 1, 0), pairs_of(whole, 1, 1)]]
+    entry = Entry(whole.identity, whole.num_tokens, whole.cost, whole.scores_RHB)
     for kept in (30, 1, 0):
         heads[layer][head] = HeadPairs(*(tensor[:kept] for tensor in heads[layer][head]))
-        less = KVBlock.of_heads(whole.identity, whole.cost, heads, whole.scores_RHB)
+        less = KVBlock.of_heads(entry, heads)
         dropped = int(whole.counts_LG[layer, head]) - kept
         assert whole.num_bytes - less.num_bytes == dropped * (4 + 2 * 8 * dtype.itemsize)
         content = encode(less)
@@ -162,7 +163,7 @@ def test_every_head_reads_back_its_own_rows(counts: list[list[int]]) -> None:
         )
 
     heads = [[pairs(layer, head, count) for head, count in enumerate(row)] for layer, row in enumerate(counts)]
-    block = KVBlock.of_heads(make_identity(0), 1, heads, torch.zeros(1, 1, 1))
+    block = KVBlock.of_heads(Entry(make_identity(0), 4, 4, torch.zeros(1, 1, 1)), heads)
     assert block.counts_LG.tolist() == counts
     assert len(block.positions_N) == len(block.keys_ND) == len(block.values_ND) == sum(map(sum, counts))
     for layer, row in enumerate(heads):
@@ -177,12 +178,12 @@ def test_a_head_that_a_block_does_not_have_is_refused(layer: int, head: int) -> 
 
 
 def test_scores_alone_are_a_block() -> None:
-    block = KVBlock.of_heads(make_identity(0), 1, [], torch.ones(1, 3, 2))
+    block = KVBlock.of_heads(Entry(make_identity(0), 1, 1, torch.ones(1, 3, 2)), [])
     assert block.counts_LG.shape[0] == 0 and len(block.positions_N) == len(block.keys_ND) == 0
     assert block.num_bytes == 4 * 6
 
 
-# ``make_block()`` keeps [[3, 2], [2, 1]] tokens: N is 8.
+# ``make_block()`` keeps [[3, 2], [2, 1]] tokens of 13: N is 8.
 @pytest.mark.parametrize(
     ("field", "tensor"),
     [
@@ -195,6 +196,8 @@ def test_scores_alone_are_a_block() -> None:
         ("positions_N", torch.arange(8, dtype=torch.int32)[:, None]),
         ("positions_N", torch.tensor([0, 2, 1, 0, 1, 0, 1, 0], dtype=torch.int32)),
         ("positions_N", torch.tensor([0, 1, 2, 0, 1, 3, 3, 0], dtype=torch.int32)),
+        ("positions_N", torch.tensor([0, 1, 12, 0, 1, 3, 13, 0], dtype=torch.int32)),
+        ("positions_N", torch.tensor([-1, 1, 2, 0, 1, 3, 4, 0], dtype=torch.int32)),
         ("keys_ND", torch.zeros(8, 5)),
         ("keys_ND", torch.zeros(7, 4)),
         ("keys_ND", torch.zeros(8, 4, dtype=torch.float64)),
@@ -221,4 +224,9 @@ def test_positions_start_again_with_every_head() -> None:
 def test_a_block_is_frozen() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         make_block().scores_RHB = torch.zeros(1, 3, 2)  # type: ignore[misc]
-    assert {field.name for field in dataclasses.fields(KVBlock)} == {"identity", "cost", *make_block().tensors}
+    assert {field.name for field in dataclasses.fields(KVBlock)} == {
+        "identity",
+        "num_tokens",
+        "cost",
+        *make_block().tensors,
+    }

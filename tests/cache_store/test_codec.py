@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import pickle
 from pathlib import Path
 
@@ -15,10 +16,10 @@ from safetensors.torch import save
 
 import cache_store.codec
 from cache_store.block import KVBlock
-from cache_store.codec import decode, decode_file, encode, read_header
+from cache_store.codec import decode, decode_file, encode, header_end, parse_header
 from cache_store.errors import CorruptBlock, OtherVersion
 from cache_store.pairs import CODECS
-from tests.cache_store.blocks import any_block, make_block, make_key, same
+from tests.cache_store.blocks import any_block, make_block, make_key, said_of, same
 
 SMALL = make_block(layers=1, tokens=1, head_dim=1, blocks=1, dtype=torch.bfloat16)
 
@@ -116,14 +117,18 @@ def test_an_intact_block_of_another_version_is_told_from_a_damaged_one(monkeypat
     monkeypatch.setattr(cache_store.codec, "FORMAT_VERSION", 999)
     content = encode(SMALL)
     monkeypatch.undo()
-    with pytest.raises(OtherVersion, match="999"):
+    with pytest.raises(OtherVersion, match="version 999") as told:
         decode(content, SMALL.key)
+    assert told.value.version == 999
+    assert str(pickle.loads(pickle.dumps(told.value))) == str(told.value)
+    with pytest.raises(CorruptBlock):
+        decode(content[:-1], SMALL.key)
 
 
 def test_a_file_that_version_1_wrote_is_of_another_version() -> None:
     """Written by the code of that version, whose tensors had other names and shapes."""
     content = Path(__file__).with_name("version_1.safetensors").read_bytes()
-    with pytest.raises(OtherVersion, match="format version 1; this one reads 3"):
+    with pytest.raises(OtherVersion, match="format version 1; this one reads 4"):
         decode(content, make_key(0))
 
 
@@ -136,18 +141,27 @@ def test_the_file_is_plain_safetensors(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("codec", CODECS)
-def test_a_file_is_mapped_whole_or_layer_by_layer(tmp_path: Path, codec: str) -> None:
+def test_a_file_is_read_whole_or_layer_by_layer(tmp_path: Path, codec: str) -> None:
     block = make_block(layers=4, codec=codec)
     path = tmp_path / "block.safetensors"
     path.write_bytes(encode(block))
     assert same(decode_file(path, block.key), block)
     some = decode_file(path, block.key, range(1, 3))
-    assert (some.identity, some.cost) == (block.identity, block.cost) and torch.equal(some.scores_RHB, block.scores_RHB)
+    assert said_of(some) == said_of(block) and torch.equal(some.scores_RHB, block.scores_RHB)
     for layer in range(4):
         for head in range(2):
             for name in ("positions", "keys", "values"):
                 mine, whole = (getattr(one, name)(layer, head) for one in (some, block))
                 assert torch.equal(mine.view(torch.uint8), (whole if layer in (1, 2) else whole[:0]).view(torch.uint8))
+
+
+def test_what_becomes_of_a_file_later_changes_no_block(tmp_path: Path) -> None:
+    """Mapped, it would end the process."""
+    path = tmp_path / "block.safetensors"
+    path.write_bytes(encode(SMALL))
+    blocks = [decode_file(path, SMALL.key, layers) for layers in (None, range(2))]
+    os.truncate(path, 0)
+    assert all(same(block, SMALL) for block in blocks)
 
 
 def test_damage_in_a_layer_that_nobody_wants_is_nobodys_business(tmp_path: Path) -> None:
@@ -169,15 +183,16 @@ def test_damage_in_a_layer_that_nobody_wants_is_nobodys_business(tmp_path: Path)
     assert all((position, 1 - layer) in outcomes for position, layer in spared), "each byte is somebody's"
 
 
-def test_a_header_says_whose_an_entry_is_and_reads_no_tensor(tmp_path: Path) -> None:
-    path = tmp_path / "block.safetensors"
-    content = bytearray(encode(SMALL))
-    content[-1] ^= 1
-    path.write_bytes(content)
-    header = read_header(path, SMALL.key)
-    assert (header.identity, header.cost) == (SMALL.identity, SMALL.cost)
+def test_a_header_says_whose_an_entry_is_from_its_first_bytes_alone() -> None:
+    content = encode(SMALL)
+    head = content[: header_end(content[:8])]
+    assert said_of(parse_header(head, len(content), SMALL.key)) == said_of(SMALL)
+    assert said_of(parse_header(head + b"x", len(content), SMALL.key)) == said_of(SMALL)
     with pytest.raises(CorruptBlock, match=SMALL.key.hex):
-        read_header(path, make_key(1))
-    path.write_bytes(b"x" * 100)
-    with pytest.raises(CorruptBlock):
-        read_header(path, SMALL.key)
+        parse_header(head, len(content), make_key(1))
+    for num_bytes in (len(head), len(content) - 1, len(content) + 1):
+        with pytest.raises(CorruptBlock, match=f"{num_bytes:,} bytes, where its header speaks of {len(content):,}"):
+            parse_header(head, num_bytes, SMALL.key)
+    for damaged in (b"", head[:7], head[:-1], b"x" * 100):
+        with pytest.raises(CorruptBlock):
+            parse_header(damaged, len(content), SMALL.key)

@@ -51,9 +51,9 @@ class Model:
             cost = former.cost
         self.count(key, Known(size, cost, uses, self.clocks[uses > 1]))
 
-    def touch(self, key: int) -> None:
+    def touch(self, key: int, cost: int | None) -> None:
         if key in self.entries:
-            self.add(key, self.entries[key].size, None)
+            self.add(key, self.entries[key].size, cost)
 
     def evict(self, key: int) -> None:
         while len(self.left) >= len(self.entries):
@@ -106,7 +106,8 @@ costs = st.none() | st.integers(1, 9)
 steps = st.one_of(
     st.tuples(st.just("admit"), numbers, sizes, costs),
     st.tuples(st.just("admit"), numbers, sizes, costs),
-    st.tuples(st.sampled_from(["touch", "remove", "pin", "unpin"]), numbers, st.just(0), st.none()),
+    st.tuples(st.just("touch"), numbers, st.just(0), costs),
+    st.tuples(st.sampled_from(["remove", "pin", "unpin"]), numbers, st.just(0), st.none()),
     st.tuples(st.just("list"), numbers, sizes, costs),
 )
 
@@ -128,8 +129,8 @@ def test_the_rule_is_what_a_search_through_a_list_says(
                 rule.add(KEYS[key], size, cost)
                 model.add(key, size, cost)
         elif verb == "touch":
-            rule.touch(KEYS[key])
-            model.touch(key)
+            rule.touch(KEYS[key], cost)
+            model.touch(key, cost)
         elif verb == "remove":
             rule.remove(KEYS[key])
             model.entries.pop(key, None)

@@ -14,8 +14,9 @@ import cache_store.codec
 from cache_store.codec import encode
 from cache_store.errors import UnusableTier
 from cache_store.tiers.base import TierCounters
-from cache_store.tiers.directory import MAX_QUARANTINED, STALE_STAGED_S
+from cache_store.tiers.directory import STALE_STAGED_S
 from cache_store.tiers.files import FilesTier
+from cache_store.tiers.medium import MAX_QUARANTINED
 from tests.cache_store.blocks import make_block, make_key, same
 
 BLOCK = make_block()
@@ -113,6 +114,22 @@ def test_opening_looks_into_no_entry_and_counts_no_stranger(tmp_path: Path) -> N
     assert list(tier.keys()) == [BLOCK.key] and tier.num_bytes == len(b"damaged")
     assert tier.counters == TierCounters()
     assert all(stranger.read_text() == "mine" for stranger in strangers)
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo], ids=["folder", "pipe"])
+def test_what_bears_an_entrys_name_and_is_no_file_is_a_stranger(tmp_path: Path, make: Callable[[Path], None]) -> None:
+    """It is not waited for, does not count, and is in nobody's way."""
+    path = path_of(tmp_path)
+    path.parent.mkdir(parents=True)
+    make(path)
+    os.utime(path, (0, 0))
+    for _ in range(2):
+        tier = FilesTier(tmp_path, 2 * ENTRY_BYTES)
+        assert tier.get(make_key(0)) is None and make_key(0) not in tier
+        for number in range(1, 5):
+            assert tier.put(make_block(number)) == ()
+        assert tier.num_bytes == 2 * ENTRY_BYTES and tier.counters.write_errors == 0
+    assert path.exists()
 
 
 def test_opening_with_a_smaller_budget_drops_the_oldest(tmp_path: Path) -> None:

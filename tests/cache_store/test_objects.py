@@ -20,7 +20,7 @@ from cache_store.store import TieredStore
 from cache_store.tiers.base import TierCounters
 from cache_store.tiers.bucket import without_secrets
 from cache_store.tiers.cooloff import FIRST_S, LONGEST_S, CoolOff
-from cache_store.tiers.directory import MAX_QUARANTINED
+from cache_store.tiers.medium import MAX_QUARANTINED
 from cache_store.tiers.memory import MemoryTier
 from cache_store.tiers.objects import ObjectsTier
 from configs import schema
@@ -307,6 +307,18 @@ def test_what_is_denied_later_is_a_fault_without_a_rest(
     assert same(tier.get(BLOCK.key), BLOCK)
 
 
+def test_a_block_that_could_not_be_written_leaves_no_former_one_to_answer_for_it(
+    tmp_path: Path, s3_bucket: str, endpoint: Endpoint, clock: Clock
+) -> None:
+    tier = ObjectsTier(f"{s3_bucket}/{tmp_path.name}", 2**20, PATIENCE_S, clock=clock)
+    assert tier.put(make_block(0, version=1)) == ()
+    endpoint.status, endpoint.methods = 403, frozenset({"PUT"})
+    latter = make_block(0, version=2)
+    assert tier.put(latter) == (latter,)
+    assert tier.get(latter.key) is None and tier.num_bytes == 0
+    assert tier.counters == TierCounters(write_errors=1)
+
+
 @pytest.mark.parametrize(
     ("status", "reason"), [(403, "permission denied"), (401, "permission denied"), (404, "there is no such bucket")]
 )
@@ -353,7 +365,9 @@ def test_a_job_opens_it_with_its_own_budget(tmp_path: Path) -> None:
     config = schema.ObjectsTier(url=tmp_path.as_uri(), max_bytes=ByteSize(3 * ENTRY_BYTES))
     tier = ObjectsTier.from_config(config, "far")
     assert (tier.name, tier.max_bytes) == ("far", 3 * ENTRY_BYTES)
-    TieredStore.from_config(schema.Store(tiers=(config,))).put(BLOCK)
+    store = TieredStore.from_config(schema.Store(tiers=(config,)))
+    store.put(BLOCK)
+    store.flush()
     assert same(tier.get(BLOCK.key), BLOCK)
 
 

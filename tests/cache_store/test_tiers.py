@@ -19,7 +19,7 @@ from cache_store.block import KVBlock
 from cache_store.pairs import PAIR_DTYPES
 from cache_store.tiers.base import Tier
 from configs import schema
-from tests.cache_store.blocks import make_block, make_identity, make_key, same
+from tests.cache_store.blocks import make_block, make_identity, make_key, said_of, same
 from tests.cache_store.tiers import OPENERS, cost
 
 every_tier = pytest.mark.parametrize("kind", OPENERS)
@@ -151,7 +151,7 @@ def test_the_caller_may_write_into_its_tensors_after_a_put(fits: Opener) -> None
     buffer = torch.zeros(100, 4)
     counts, positions = torch.tensor([[2, 1]], dtype=torch.int32), torch.arange(3, dtype=torch.int32)
     rows, no_scales = buffer[7:10], torch.empty(0, 4)
-    block = KVBlock(make_identity(0), 1, counts, positions, rows, rows, no_scales, no_scales, torch.ones(1, 3, 2))
+    block = KVBlock(make_identity(0), 3, 1, counts, positions, rows, rows, no_scales, no_scales, torch.ones(1, 3, 2))
     tier.put(block)
     for tensor in (buffer, block.counts_LG, block.scores_RHB):
         tensor.fill_(9)
@@ -263,7 +263,7 @@ def test_of_a_few_layers_at_least_these_come_back(fits: Opener) -> None:
     block = make_block(layers=2)
     tier.put(block)
     some = tier.get(block.key, range(1, 2))
-    assert some is not None and (some.identity, some.cost) == (block.identity, block.cost)
+    assert some is not None and said_of(some) == said_of(block)
     for head in range(2):
         for mine, whole in ((some.keys(1, head), block.keys(1, head)), (some.values(1, head), block.values(1, head))):
             assert torch.equal(mine.view(torch.uint8), whole.view(torch.uint8))

@@ -50,7 +50,7 @@ def block(number: int) -> KVBlock:
         tenant=SALT if number % 3 == 0 else "",
         question="digest" if number % 4 == 0 else None,
     )
-    return replace(made, identity=identity)
+    return replace(made, identity=identity, num_tokens=50 + number)
 
 
 BLOCKS = [block(number) for number in range(12)]
@@ -94,13 +94,13 @@ def test_ls_says_what_each_entry_is_newest_use_first(root: Path, capsys: Printed
     before = snapshot(root)
     assert foveate("ls", root) == 0
     head, *lines, last = capsys.readouterr().out.splitlines()
-    assert head.split()[:4] == ["KEY", "SIZE", "USED", "TOKENS"]
+    assert head.split()[:5] == ["KEY", "SIZE", "USED", "TOKENS", "COST"]
     assert [line.split()[0] for line in lines] == [each.key.hex[:12] for each in reversed(BLOCKS)]
     newest, zeroth = lines[0], lines[-1]
-    for word in ("1 h ago", "111", MODELS[1][:12], "float32", "expected", "int8", "any", in_bytes(SIZES[11])):
+    for word in ("1 h ago", "61", "111", MODELS[1][:12], "float32", "expected", "int8", "any", in_bytes(SIZES[11])):
         assert f" {word} " in f"{newest} "
     assert newest.endswith("no")
-    assert re.search(rf"12 h ago +100 +{MODELS[0][:12]} +float32 +probe +as computed +one +yes$", zeroth)
+    assert re.search(rf"12 h ago +50 +100 +{MODELS[0][:12]} +float32 +probe +as computed +one +yes$", zeroth)
     assert last == f"12 entries, {in_bytes(sum(SIZES))}"
     assert snapshot(root) == before
 
@@ -132,8 +132,8 @@ def test_json_and_table_say_the_same(root: Path, capsys: Printed) -> None:
     assert foveate("ls", root) == 0
     lines = capsys.readouterr().out.splitlines()[1:-1]
     for entry, line in zip(entries, lines, strict=True):
-        size, tokens = in_bytes(entry["num_bytes"]), f"{entry['tokens']:,}"
-        assert line.startswith(entry["key"][:12]) and f" {size} " in line and f" {tokens} " in line
+        said = [in_bytes(entry["num_bytes"]), f"{entry['tokens']:,}", f"{entry['cost']:,}"]
+        assert line.startswith(entry["key"][:12]) and all(f" {word} " in line for word in said)
         assert line.endswith("yes" if entry["has_tenant"] else "no")
         assert f" {'one' if entry['is_of_one_question'] else 'any'} " in line
     assert [entry["num_bytes"] for entry in entries] == SIZES[::-1]
@@ -144,7 +144,7 @@ def test_stats_sum_up_by_kind(root: Path, capsys: Printed) -> None:
     found = json.loads(capsys.readouterr().out)
     for kind in found["kinds"]:
         own = [number for number in range(12) if MODELS[number % 2] == kind["model"]]
-        num_bytes, tokens = sum(SIZES[n] for n in own), sum(BLOCKS[n].cost for n in own)
+        num_bytes, tokens = sum(SIZES[n] for n in own), sum(BLOCKS[n].num_tokens for n in own)
         assert (kind["entries"], kind["num_bytes"], kind["tokens"]) == (6, num_bytes, tokens)
         assert kind["bytes_per_1000_tokens"] == 1000 * num_bytes / tokens
     assert found["all"]["num_bytes"] == sum(SIZES) == found["files"]["entries"]["num_bytes"]
@@ -167,12 +167,15 @@ def test_stats_tell_of_what_is_no_entry_of_this_version(
     (root / "staging" / f"{'a' * 32}.tmp").write_bytes(b"half")
     assert foveate("stats", root) == 0
     said = capsys.readouterr().out
-    assert "format 3: 10 entries" in said and "1 entry: block of format version 999" in said
+    assert "format 4: 10 entries" in said and "1 entry: block of format version 999" in said
     assert "cannot be read: 1 entry: not an entry" in said
     assert "1 quarantined file, 11 B; 1 staged file, 4 B" in said
     assert foveate("ls", root) == 0
     said = capsys.readouterr().out
     assert f"{BLOCKS[0].key.hex[:12]}" in said and "cannot be read: block of format version 999" in said
+    assert foveate("ls", root, "--json") == 0
+    versions = {entry["key"]: entry["format_version"] for entry in json.loads(capsys.readouterr().out)["entries"]}
+    assert [versions[each.key.hex] for each in BLOCKS[:3]] == [None, 999, 4]
 
 
 def test_an_empty_store_is_empty(tmp_path: Path, capsys: Printed) -> None:
@@ -302,7 +305,7 @@ def test_another_format_version_is_told_apart_and_is_no_error(
     assert foveate("verify", root, "--quarantine") == 0
     line, last, moved = capsys.readouterr().out.splitlines()
     assert line.startswith("other version ") and "format version 999" in line
-    assert "11 sound, 1 other version" in last and moved == "moved 0 files to quarantine/"
+    assert "11 sound, 1 of format version 999" in last and moved == "moved 0 files to quarantine/"
     assert path_of(root, BLOCKS[5]).exists()
 
 

@@ -11,10 +11,11 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cache_store.block import KVBlock
+from cache_store.block import Entry, KVBlock
+from cache_store.identity import BlockKey
 from tests.cache_store.blocks import make_identity
-from tests.workers.engines import Workbench, tokens
-from workers.keeping import Entry, Keeping, KeptDocument, assemble, joined, kept_block, offered_by
+from tests.workers.engines import Workbench, chunked, encode, tokens
+from workers.keeping import Keeping, KeptDocument, assemble, joined, kept_block, offered_by
 from workers.messages import Chunk, Interval, Query
 from workers.segments import Segment
 from workers.selection.budgets.adaptive import AdaptiveBudget
@@ -48,7 +49,25 @@ def block_of(bench: Workbench, places: range, choice: Choice, seed: int) -> tupl
         [torch.randn(len(places), HEADS, DEPTH, generator=generator) for _ in range(LAYERS)] for _ in range(2)
     )
     pairs = Segment(keys, values)
-    return pairs, kept_block(Entry(make_identity(seed), 1, torch.zeros(1, 1, 1)), bench.model, pairs, places, choice)
+    entry = Entry(make_identity(seed), len(places), len(places), torch.zeros(1, 1, 1))
+    return pairs, kept_block(entry, bench.model, pairs, places, choice)
+
+
+@pytest.mark.parametrize(
+    ("scorer", "times", "asks"),
+    [("probe", 1, True), ("index", 1, False), ("expected", 1, False), ("reconstruct", 2, False)],
+)
+def test_an_entry_knows_its_chunks_tokens_and_what_they_cost(
+    bench: Workbench, scorer: str, times: int, asks: bool
+) -> None:
+    over = "reread" if scorer == "index" else "kept"
+    engine = bench.engine(keep={"scorer": {"kind": scorer}}, over=over)
+    [probe] = bench.probes("Who signed it?")
+    read = engine.encode(encode(chunked(tokens(72), 48), (probe,)))
+    found = [engine.store.get(BlockKey.from_hex(name)) for name in read.keys]
+    assert [block and block.num_tokens for block in found] == [48, 24]
+    asked = len(probe.token_ids) if asks else 0
+    assert [block and block.cost for block in found] == [times * length + asked for length in (48, 24)]
 
 
 @pytest.mark.parametrize("shape", SHAPES)
