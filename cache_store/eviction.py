@@ -135,7 +135,7 @@ class CostAware:
         for key, num_bytes, cost in listed:
             known = former.get(key)
             if known is None:
-                self.add(key, num_bytes, cost)
+                self._keep(key, num_bytes, cost, self._left.pop(key, 0) + 1)
             else:
                 self._keep(key, num_bytes, known.cost if cost is None else cost, known.uses, known.clock)
 

@@ -29,6 +29,9 @@ class BlockKey:
         if not isinstance(self.digest, bytes) or len(self.digest) != 32:
             raise ValueError(f"block key: {self.digest!r} is not 32 bytes")
 
+    def __hash__(self) -> int:
+        return hash(self.digest)  # the dataclass's own would make a tuple each time, and books hash a lot
+
     @property
     def hex(self) -> str:
         """The key as 64 lower-case hexadecimal digits."""

@@ -45,9 +45,7 @@ class Layout:
 
     def entry(self, key: BlockKey) -> str:
         """Where the entry of this key belongs."""
-        name = key.hex
-        folders = [name[2 * level : 2 * level + 2] for level in range(self.depth)]
-        return "/".join([*folders, name + _SUFFIX])
+        return self._home(key.hex)
 
     def new_staged(self) -> str:
         """A name for what is being written, that no other writer has."""
@@ -68,8 +66,12 @@ class Layout:
 
     def key_at(self, name: str) -> BlockKey | None:
         """Whose entry this is; None where it is none, or where no tier looks for it."""
-        key = key_in(name)
-        return key if key is not None and self.entry(key) == name else None
+        match = _ENTRY.fullmatch(name)
+        return None if match is None or self._home(match[1]) != name else BlockKey(bytes.fromhex(match[1]))
+
+    def _home(self, digits: str) -> str:
+        folders = [digits[level : level + 2] for level in range(0, 2 * self.depth, 2)]
+        return "/".join([*folders, digits + _SUFFIX])
 
 
 def key_in(name: str) -> BlockKey | None:

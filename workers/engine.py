@@ -9,6 +9,7 @@ question is named by it, and never found for another.
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -30,6 +31,8 @@ from workers.segments import Readable
 from workers.selection.saying import Saying
 from workers.selection.scorers.base import ChunkScores
 from workers.selection.scorers.index import IndexScorer
+
+_log = logging.getLogger(__name__)
 
 
 class Engine:
@@ -285,7 +288,13 @@ class Engine:
         index = [other.question_id for other in source.probes].index(probe.question_id) if self._method.asks else 0
         found = [self.store.get(row[index]) for row in self._keys(source)]
         kept = [block for block in found if block is not None]
-        return kept if len(kept) == len(found) else [row[index] for row in self._kept(source)[1]]
+        if len(kept) == len(found):
+            return kept
+        _log.warning(
+            "%s: the store lost %d of %d chunks since they were read; reading them again",
+            source.document, len(found) - len(kept), len(found),
+        )  # fmt: skip
+        return [row[index] for row in self._kept(source)[1]]
 
 
 def _keys_of(identities: list[list[Identity]]) -> list[list[BlockKey]]:

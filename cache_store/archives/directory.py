@@ -14,7 +14,7 @@ from cache_store.archive import Inventory, StoredFile, header_of, sort_out
 from cache_store.codec import Header
 from cache_store.errors import NoSuchStore
 from cache_store.layout import IN_DIRECTORY, QUARANTINE
-from cache_store.tiers.directory import fanout_in, items_in
+from cache_store.tiers.directory import fanout_in, items_in, items_of_entries
 
 _OWN = (IN_DIRECTORY.staging, QUARANTINE)
 """The folders that a tier makes before it has entries."""
@@ -72,18 +72,17 @@ class DirectoryArchive:
 
     def _files(self, own: Sequence[str]) -> Iterator[StoredFile]:
         """Every file of the layout's folders, and of those in which an entry may have gone astray."""
-        for folder in ("", *own):
-            yield from _files_in(self._root, folder)
-        for outer in fanout_in(self._root):
-            yield from _files_in(self._root, outer)
-            for inner in fanout_in(self._root / outer):
-                yield from _files_in(self._root, f"{outer}/{inner}")
+        root = str(self._root)
+        for folder in ("", *own, *fanout_in(root)):
+            for item in items_in(f"{root}/{folder}"):
+                yield from _file(folder, item)
+        for folder, item in items_of_entries(root):
+            yield from _file(folder, item)
 
 
-def _files_in(root: Path, folder: str) -> Iterator[StoredFile]:
-    for item in items_in(root / folder):
-        with contextlib.suppress(FileNotFoundError):
-            if item.is_file():
-                found = item.stat()
-                name = f"{folder}/{item.name}" if folder else item.name
-                yield StoredFile(name, found.st_size, found.st_mtime)
+def _file(folder: str, item: os.DirEntry[str]) -> Iterator[StoredFile]:
+    """The file, unless it is none, or none any more."""
+    with contextlib.suppress(FileNotFoundError):
+        if item.is_file():
+            found = item.stat()
+            yield StoredFile(f"{folder}/{item.name}".lstrip("/"), found.st_size, found.st_mtime)

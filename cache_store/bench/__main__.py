@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 # Names, not functions: what a benchmark needs is imported when it is asked for.
 _BENCHMARKS: Mapping[str, str] = {
     "eviction": "cache_store.bench.eviction:main",
+    "tiers": "cache_store.bench.tiers:main",
+    "entries": "cache_store.bench.entries:main",
 }
 
 

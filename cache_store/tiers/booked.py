@@ -12,6 +12,7 @@ reads what is known waits for no writer.
 from __future__ import annotations
 
 import contextlib
+import gc
 import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -174,11 +175,12 @@ class BookedTier:
     def _rescan(self) -> None:
         """Make the books say what the medium says. Where that records no uses, what is known keeps its place and what
         is new counts as used now."""
-        listed = dict(self._medium.scan())
-        with self._books:
-            if not self._medium.records_uses:
-                listed = {key: listed[key] for key in self._rule if key in listed} | listed
-            self._rule.replace_all((key, num_bytes, None) for key, num_bytes in listed.items())
+        with _without_collection():
+            listed = dict(self._medium.scan())
+            with self._books:
+                if not self._medium.records_uses:
+                    listed = {key: listed[key] for key in self._rule if key in listed} | listed
+                self._rule.replace_all((key, num_bytes, None) for key, num_bytes in listed.items())
         self._unscanned_bytes = 0
 
     def _room_for(self, key: BlockKey, num_bytes: int) -> tuple[BlockKey, ...] | None:
@@ -199,3 +201,16 @@ class BookedTier:
     def _count(self, name: str, times: int = 1) -> None:
         with self._books:
             self._counts[name] += times
+
+
+@contextlib.contextmanager
+def _without_collection() -> Iterator[None]:
+    """Scope without cyclic garbage collection: where hundreds of thousands of objects are made that all stay, to look
+    through them again and again takes a third of the time."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()

@@ -119,26 +119,36 @@ class EntryDirectory:
         return staged
 
     def _files(self, folder: str, sort: Sort) -> list[Path]:
-        names = (f"{folder}/{item.name}" for item in items_in(self.root / folder))
+        names = (f"{folder}/{item.name}" for item in items_in(str(self.root / folder)))
         return [self.root / name for name in names if IN_DIRECTORY.sort_of(name) is sort]
 
     def _entries(self) -> Iterator[tuple[int, BlockKey, int]]:
         """Every entry: its last use, whose it is, its bytes."""
-        for outer in fanout_in(self.root):
-            for inner in fanout_in(self.root / outer):
-                for item in items_in(self.root / outer / inner):
-                    key = IN_DIRECTORY.key_at(f"{outer}/{inner}/{item.name}")
-                    with contextlib.suppress(FileNotFoundError):
-                        if key is not None and stat.S_ISREG((found := item.stat()).st_mode):
-                            yield found.st_mtime_ns, key, found.st_size
+        for folder, item in items_of_entries(str(self.root)):
+            key = IN_DIRECTORY.key_at(f"{folder}/{item.name}")
+            if key is not None:
+                with contextlib.suppress(FileNotFoundError):
+                    found = item.stat()
+                    if stat.S_ISREG(found.st_mode):
+                        yield found.st_mtime_ns, key, found.st_size
 
 
-def fanout_in(folder: Path) -> list[str]:
+def items_of_entries(root: str) -> Iterator[tuple[str, os.DirEntry[str]]]:
+    """What lies in the folders that hold entries, and the name of each one's folder below ``root``. Paths are strings
+    here: a store may have as many folders as entries."""
+    for outer in fanout_in(root):
+        for inner in fanout_in(f"{root}/{outer}"):
+            folder = f"{outer}/{inner}"
+            for item in items_in(f"{root}/{folder}"):
+                yield folder, item
+
+
+def fanout_in(folder: str) -> list[str]:
     """The folders in one that can hold entries, by name and in its order."""
     return sorted(item.name for item in items_in(folder) if _FANOUT.fullmatch(item.name) and item.is_dir())
 
 
-def items_in(folder: Path) -> list[os.DirEntry[str]]:
+def items_in(folder: str) -> list[os.DirEntry[str]]:
     """What lies in a folder; nothing, if another process removed it meanwhile."""
     try:
         with os.scandir(folder) as items:

@@ -152,7 +152,11 @@ class RayTier:
         self._node = ray.get_runtime_context().get_node_id()
         try:
             self._ledger = open_ledger()
-            self._call("num_bytes")
+            try:
+                self._call("num_bytes")
+            except RayActorError:  # it was ending with the process that had it
+                self._ledger = open_ledger()
+                self._call("num_bytes")
         except RayError as error:
             raise UnusableTier(f"kind: 'ray' found a Ray cluster that does not answer: {error}") from error
 
