@@ -37,6 +37,8 @@ from configs.schema import RayTier as RayConfig
 
 PATIENCE_S = 30.0
 """How long one answer of Ray may take; what takes longer is a miss."""
+START_PATIENCE_S = 180.0
+"""The same of the first one: the ledger may have to start, on a node that has other things to do."""
 
 _LEDGER = "foveate-store"
 _ON_HEAD = {"node:__internal_head__": 0.001}  # the one node that is never idle, by the name that Ray gives it
@@ -153,10 +155,10 @@ class RayTier:
         try:
             self._ledger = open_ledger()
             try:
-                self._call("num_bytes")
+                self._call("num_bytes", timeout_s=START_PATIENCE_S)
             except RayActorError:  # it was ending with the process that had it
                 self._ledger = open_ledger()
-                self._call("num_bytes")
+                self._call("num_bytes", timeout_s=START_PATIENCE_S)
         except RayError as error:
             raise UnusableTier(f"kind: 'ray' found a Ray cluster that does not answer: {error}") from error
 
@@ -247,9 +249,9 @@ class RayTier:
             self._count("read_errors")
             return None
 
-    def _call(self, verb: str, *arguments: Any) -> Any:
+    def _call(self, verb: str, *arguments: Any, timeout_s: float = PATIENCE_S) -> Any:
         _require_ray()
-        return ray.get(getattr(self._ledger, verb).remote(self._caller, *arguments), timeout=PATIENCE_S)
+        return ray.get(getattr(self._ledger, verb).remote(self._caller, *arguments), timeout=timeout_s)
 
     def _count(self, name: str, times: int = 1) -> None:
         with self._lock:

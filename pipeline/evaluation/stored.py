@@ -109,7 +109,7 @@ def stored_bytes(store: Path) -> int:
     return sum(entry.num_bytes for entry in open_archive(str(store)).inventory().entries)
 
 
-def weighed(bench: Bench, ways: Sequence[Way], tokens: int) -> Iterator[list[object]]:
+def weighed(bench: Bench, ways: Sequence[Way], tokens: int) -> Iterator[list[str]]:
     """A row for each way: what 1,000 tokens of a text take, seconds of engines to read it and to answer from it."""
     text, full = bench.text(tokens), bench.full_bytes()
     for way in ways:
@@ -127,7 +127,7 @@ def weighed(bench: Bench, ways: Sequence[Way], tokens: int) -> Iterator[list[obj
         ]
 
 
-def timed(bench: Bench, ways: Sequence[Way], tokens: int) -> Iterator[list[object]]:
+def timed(bench: Bench, ways: Sequence[Way], tokens: int) -> Iterator[list[str]]:
     """For each way: reading a text for a question against finding it read, by turns, and which answers agree."""
     text = bench.text(tokens)
     for way in ways:

@@ -94,7 +94,19 @@ def test_the_command_prints_a_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert len(rows) == 2 + len(TRACES) * len(SHARES) and len({line.count("|") for line in rows}) == 1
 
 
-@pytest.mark.parametrize("arguments", [["evictoin"], ["eviction", "--requests", "0"], ["eviction", "--request=x"], []])
+def test_the_page_has_every_benchmark(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[list[str]] = []
+    monkeypatch.setattr(bench, "_main_of", lambda name: lambda arguments: seen.append([name, *arguments]))
+    bench.main(["page"])
+    assert seen == [["eviction"], ["tiers"], ["entries"]]
+    assert [line for line in capsys.readouterr().out.splitlines() if line.startswith("## ")] == [
+        "## Eviction", "## Tiers", "## Entries",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "arguments", [["page", "--rounds"], ["evictoin"], ["eviction", "--requests", "0"], ["eviction", "--request=x"], []]
+)
 def test_a_wrong_command_is_told_what_is_allowed(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as refusal:
         bench.main(arguments)

@@ -35,7 +35,7 @@ def test_a_text_has_as_many_tokens_as_were_asked_for(bench: Bench) -> None:
 def test_rows_say_what_lies_there(bench: Bench) -> None:
     rows = list(weighed(bench, [PAIRS, FLOATS, BYTES, SEARCH], 700))
     assert [row[0] for row in rows] == ["pairs", "floats", "bytes", "index"]
-    shares = [float(str(row[2]).removesuffix("%")) for row in rows]
+    shares = [float(row[2].removesuffix("%")) for row in rows]
     assert shares[1] >= shares[0] > shares[2] > 0 and 0 < shares[3] < 100
     assert not list(bench.work.rglob("*.safetensors")), "stores go with their measurement"
 
@@ -43,7 +43,7 @@ def test_rows_say_what_lies_there(bench: Bench) -> None:
 def test_later_answers_are_those_of_a_first_reading(bench: Bench) -> None:
     rows = list(timed(bench, [PAIRS, SEARCH], 700))
     assert [row[-1] for row in rows] == [f"{len(QUESTIONS) - 1} of {len(QUESTIONS) - 1}"] * 2
-    assert all(float(str(cell)) >= 0 for row in rows for cell in row[1:-1])
+    assert all(float(cell) >= 0 for row in rows for cell in row[1:-1])
 
 
 def test_a_question_that_had_to_read_again_is_no_measurement(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
