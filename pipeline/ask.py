@@ -145,4 +145,5 @@ def asked(
         job = with_texts(job, open_directory(job.output.path))
         watch = Watch(job)
         summary = driver.run(job, progress=progress, stop=stop, on_read=watch)
+        watch.close()
         yield Asked(summary, existing_directory(job.output.path), watch)

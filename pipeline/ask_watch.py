@@ -44,6 +44,7 @@ class Watch:
         self._places = tuple(_places(job))
         self._started_s = time.time()
         self._tries_left = _TRIES
+        self._is_told = False
         self._missed: tuple[Prepared, str] | None = None
 
     def __call__(self, prepared: Prepared, encoded: Encoded) -> None:
@@ -55,9 +56,13 @@ class Watch:
         count.found += encoded.cache_hits
         if num_read and self._missed is None:
             self._missed = prepared, encoded.keys[0]
-        if self._missed is not None and self._tries_left:
+        if self._tries_left:
             self._tries_left -= 1
-            self._say_why(*self._missed)
+            self._say_why()
+
+    def close(self) -> None:
+        """Say what could not be said earlier, because what was made was still to be written."""
+        self._say_why()
 
     @property
     def total(self) -> ChunkCount:
@@ -65,17 +70,19 @@ class Watch:
         counts = self.chunks.values()
         return ChunkCount(sum(count.read for count in counts), sum(count.found for count in counts))
 
-    def _say_why(self, prepared: Prepared, missed: str) -> None:
+    def _say_why(self) -> None:
         """Ask the stores that can be looked into, of which a run needs none to; again with the next message, if what
         was made is not there to be compared yet."""
+        if self._missed is None or self._is_told:
+            return
+        prepared, missed = self._missed
         for place in self._places:
             try:
                 why = self._why_in(open_archive(place), prepared, missed)
             except (StoreError, OSError) as error:
                 _log.debug("%s: %s", place, error)
                 continue
-            if why is not None:
-                self._tries_left = 0
+            self._is_told |= why is not None
             if why:
                 _log.info("%s: %s; reading it anew", prepared.document.id, why)
                 return

@@ -49,7 +49,7 @@ def held(tier: Tier) -> set[int]:
 
 def test_every_kind_of_a_job_is_built_and_sits_the_laws() -> None:
     kinds = {model.model_fields["kind"].default for model in get_args(get_args(schema.Tier)[0])}
-    assert kinds == set(store._TIERS) == set(OPENERS)
+    assert kinds == set(store._TIERS) == {name.partition(",")[0] for name in OPENERS}
 
 
 @every_tier

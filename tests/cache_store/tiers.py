@@ -31,12 +31,18 @@ def _objects(directory: Path, max_bytes: int) -> Tier:
     return ObjectsTier(directory.as_uri(), max_bytes)
 
 
+def _in_memory(directory: Path, max_bytes: int) -> Tier:
+    return ObjectsTier("memory://store", max_bytes)
+
+
 OPENERS: Mapping[str, Callable[[Path, int], Tier]] = {
     "memory": _memory,
     "files": _files,
     "ray": _ray,
     "objects": _objects,
+    "objects, obstore's memory": _in_memory,
 }
+"""By kind, and what tells two of a kind apart behind a comma."""
 
 
 def cost(kind: str, scratch: Path, block: KVBlock) -> int:

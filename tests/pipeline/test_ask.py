@@ -13,6 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+import cache_store.codec
+import cache_store.identity
 from pipeline import ask
 from tests.pipeline.jobs import WORDS, Bench, sentence
 from tests.pipeline.test_cli import foveate
@@ -194,6 +196,28 @@ def test_what_differs_is_named_by_its_key(desk: Desk, setting: str, words: str) 
     _, why = desk.ask(WHO, *own, "--set", setting)
     [said] = why
     assert said.startswith("doc0: the store holds") and f"made {words}; reading" in said
+
+
+def test_a_store_of_another_version_is_left_alone_and_said(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as other_version:
+        for module in (cache_store.codec, cache_store.identity):
+            other_version.setattr(module, "FORMAT_VERSION", 999)
+        first, _ = desk.ask(WHO)
+    entries = desk.entries()
+    later, [said] = desk.ask(WHO)
+    assert answers(later) == answers(first) and chunks(later) == chunks(first)
+    assert said.endswith("entries, most of them written by another version of foveate; reading it anew")
+    assert set(entries) < set(desk.entries())
+
+
+def test_what_is_written_behind_is_explained_too(desk: Desk, tmp_path: Path) -> None:
+    """A text of one chunk in a bucket: when it has been read, it is still to be written."""
+    note = desk.root / "note.txt"
+    note.write_text(sentence(100, seed=5))
+    store = tmp_path.as_uri()
+    desk.ask(WHO, corpus=note, store=store)
+    _, [said] = desk.ask(WHO, "--set", "store.tenant=someone", corpus=note, store=store)
+    assert "for another tenant (store.tenant)" in said
 
 
 def test_a_store_that_lost_half_of_its_files_gives_the_same_answers(desk: Desk) -> None:
