@@ -15,12 +15,15 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from cache_store.pairs import bytes_per_number
 from configs.schema import Job, Store
 from pipeline.corpus import CorpusFiles, open_corpus
-from pipeline.plan import Plan, make_plan
+from pipeline.plan import make_plan
 from pipeline.prepared import Prepared
 from pipeline.preparing import Preparer
 from workers.errors import BackendUnavailable, ModelError
+from workers.index import kv_heads
+from workers.keeping import Keeping
 from workers.loading import (
     Reading,
     find_or_calibrate,
@@ -32,7 +35,9 @@ from workers.loading import (
 from workers.messages import Ask, Encode, Encoded, Query, Run
 from workers.method import needs_profile
 from workers.selection.budgets import budget_of
+from workers.selection.budgets.base import Budget
 from workers.selection.profile import find_profile
+from workers.selection.scorers.index import IndexScorer
 
 Tick = Callable[[int, int], None]
 
@@ -71,14 +76,15 @@ class Measured:
 @dataclass(frozen=True)
 class Estimate:
     """``full_kv_bytes``: all pairs of all documents in all layers; ``kept_kv_bytes``: those that answers are
-    computed over; ``store_bytes``: what the engines put into the store. ``unmeasured``: why there is no time."""
+    computed over; ``store_bytes``: keys and values that the engines put into the store, at most; None where no
+    calibration has said yet which an index has. ``unmeasured``: why there is no time."""
 
     counts: Counts
     dtype: str
     window: int
     full_kv_bytes: int
     kept_kv_bytes: int
-    store_bytes: int
+    store_bytes: int | None
     engines: int
     measured: Measured | None
     unmeasured: str
@@ -102,8 +108,9 @@ def estimate(job: Job, *, measure: bool = True, tick: Tick | None = None) -> Est
     budget = budget_of(job.keep, shape=reading.shape, weights=reading.source.weights)
     reader = Preparer(job, reading, budget)
     corpus = open_corpus(job.corpus, job.questions)
-    counts, sample = _count(job, make_plan(corpus, job.output.part_tokens), corpus, reader, tick)
+    counts, sample = _count(job, corpus, reader, budget, tick)
     per_token = reading.shape.bytes_per_token(getattr(torch, dtype))
+    per_stored = _bytes_per_stored_token(job, reading)
     unmeasured = _why_not_measured(job, reading, sample, measure)
     return Estimate(
         counts=counts,
@@ -111,7 +118,7 @@ def estimate(job: Job, *, measure: bool = True, tick: Tick | None = None) -> Est
         window=reading.shape.window,
         full_kv_bytes=counts.tokens * per_token,
         kept_kv_bytes=counts.kept_tokens * per_token,
-        store_bytes=counts.offered_tokens * per_token if job.answer.over == "kept" else 0,
+        store_bytes=None if per_stored is None else counts.offered_tokens * per_stored,
         engines=_engines(job),
         measured=None if unmeasured or sample is None else _measure(job, sample),
         unmeasured=unmeasured,
@@ -119,9 +126,10 @@ def estimate(job: Job, *, measure: bool = True, tick: Tick | None = None) -> Est
 
 
 def _count(
-    job: Job, plan: Plan, corpus: CorpusFiles, reader: Preparer, tick: Tick | None
+    job: Job, corpus: CorpusFiles, reader: Preparer, budget: Budget, tick: Tick | None
 ) -> tuple[Counts, Prepared | None]:
     """Add up, and remember one document to measure with: the first that fills a chunk, else the longest."""
+    plan = make_plan(corpus, job.output.part_tokens)
     sums: Counter[str] = Counter(rows=0)
     failures: Counter[str] = Counter()
     sample: Prepared | None = None
@@ -133,13 +141,13 @@ def _count(
                 questions, tokens = len(prepared.probes), prepared.num_tokens
                 failures.update(failure.error for failure in prepared.failures)
                 longest = max(longest, tokens)
-                offered = sum(min(prepared.budget_tokens, len(chunk.token_ids)) for chunk in prepared.chunks)
+                offered = _offered_tokens(job, prepared, budget)
                 sums.update(
                     rows=1,
                     questions=questions,
                     tokens=tokens,
                     chunks=len(prepared.chunks),
-                    offered=questions * offered,
+                    offered=offered * (questions if job.keep.question == "known" else min(1, questions)),
                     kept=questions * min(prepared.budget_tokens, tokens),
                     again=questions * _tokens_again(job, prepared),
                     answers=sum(asked.max_new_tokens for asked in prepared.asked),
@@ -163,6 +171,28 @@ def _count(
         parts=len(plan.parts),
     )
     return counts, sample
+
+
+def _offered_tokens(job: Job, prepared: Prepared, budget: Budget) -> int:
+    """What a document's chunks leave per layer and head: an index of all their tokens, or pairs of some."""
+    lengths = [len(chunk.token_ids) for chunk in prepared.chunks]
+    keep = job.keep
+    if keep.scorer.kind == "index":
+        return sum(lengths)
+    keeping = Keeping(budget, prepared.budget_tokens, keep.block_tokens, keep.widen_tokens, keep.chunk_fraction)
+    return sum(keeping.bound(length) for length in lengths)
+
+
+def _bytes_per_stored_token(job: Job, reading: Reading) -> int | None:
+    """Of a token of which all layers and heads keep pairs, or of the heads of an index; None before calibration."""
+    shape, dtype = reading.shape, getattr(torch, job.model.dtype)
+    row_bytes = shape.head_dim * bytes_per_number(job.keep.codec, dtype)
+    if job.keep.scorer.kind == "index":
+        profile = find_profile(job.model.profile, reading.source.weights)
+        if profile is None or profile.index is None:
+            return None
+        return len(kv_heads(IndexScorer(profile.index), shape)) * row_bytes
+    return 2 * shape.num_layers * shape.num_kv_heads * row_bytes if job.keeps_pairs else 0
 
 
 def _tokens_again(job: Job, prepared: Prepared) -> int:

@@ -145,10 +145,16 @@ def print_estimate(console: Console, estimate: Estimate) -> None:
             ("parts", f"{counts.parts:,}"),
             ("full KV", f"{in_bytes(estimate.full_kv_bytes)} for all documents, {estimate.dtype}"),
             ("kept KV", f"{in_bytes(estimate.kept_kv_bytes)} for all questions{saved}"),
-            ("store", f"{in_bytes(estimate.store_bytes)} of pairs at most"),
+            ("store", _store(estimate)),
             ("time", _time(estimate)),
         ],
     )
+
+
+def _store(estimate: Estimate) -> str:
+    if estimate.store_bytes is None:
+        return "unknown: the model is not calibrated; `foveate calibrate` or the first run does it"
+    return f"{in_bytes(estimate.store_bytes)} of keys and values at most"
 
 
 def _time(estimate: Estimate) -> str:

@@ -52,6 +52,12 @@ class Keeping:
         own = max(self.block_tokens, int(self.chunk_fraction * num_tokens))
         return own if own < self.tokens else None
 
+    def bound(self, num_tokens: int) -> int:
+        """The most tokens that a chunk of ``num_tokens`` offers per layer and head, on average."""
+        most = self.most(num_tokens)
+        offered = self.budget.most(self.tokens) + 2 * self.widen_tokens if most is None else most
+        return min(num_tokens, offered)
+
     def offer(self, num_tokens: int, shares_LGB: NDArray[np.float64]) -> Choice:
         """Which of a chunk's ``num_tokens`` tokens are offered, given its own shares."""
         table = BlockTable.of_chunks([(0, num_tokens)], [shares_LGB], self.block_tokens)

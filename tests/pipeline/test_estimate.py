@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from cache_store.tiers.files import FilesTier
 from configs.schema import Job
 from pipeline.directory import existing_directory
 from pipeline.driver import run
 from pipeline.estimate import Counts, Estimate, Measured, estimate
 from pipeline.status import read_status
 from tests.pipeline.jobs import Bench
+from workers.selection.profile import Profile
 
 LENGTHS = [900, 300, 0, 40, 513]
 BYTES_PER_TOKEN = 2 * 3 * 2 * 8 * 4  # keys and values, layers, kv heads, head dimension, bytes of float32
@@ -46,10 +50,44 @@ def test_bytes_follow_from_the_model_and_the_budget(bench: Bench) -> None:
     assert found.full_kv_bytes == counts.tokens * BYTES_PER_TOKEN
     assert counts.kept_tokens == 2 * sum(min(96, length) for length in _tokens(bench))
     assert found.kept_kv_bytes == counts.kept_tokens * BYTES_PER_TOKEN
-    per_chunk = [min(96, size) for length in _tokens(bench) for size in _chunks(length)]
+    widened = 96 + 2 * 4
+    per_chunk = [min(widened, size) for length in _tokens(bench) for size in _chunks(length)]
     assert counts.chunks == len(per_chunk)
     assert found.store_bytes == 2 * sum(per_chunk) * BYTES_PER_TOKEN
     assert estimate(bench.job(), measure=False).store_bytes == 0
+
+
+KEPT = {"block_tokens": 16, "widen_tokens": 4}
+PAIRS = {"scorer": {"kind": "keydiff"}, "budget": {"kind": "adaptive", "tokens": 48}, "question": "unknown"}
+STORED: dict[str, dict[str, Any]] = {
+    "for each question": {"keep": KEPT | {"budget": {"kind": "uniform", "tokens": 48}}, "answer": {"over": "kept"}},
+    "for all questions": {"keep": KEPT | PAIRS, "answer": {"over": "kept"}},
+    "a share of each chunk": {"keep": KEPT | PAIRS | {"chunk_fraction": 0.25}, "answer": {"over": "kept"}},
+    "as bytes": {"keep": KEPT | PAIRS | {"codec": "int8"}, "answer": {"over": "kept"}},
+    "as an index": {"keep": KEPT | {"question": "unknown", "scorer": {"kind": "index"}}},
+    "text": {},
+}
+
+
+@pytest.mark.parametrize("way", STORED)
+def test_a_run_stores_what_its_plan_said_at_most(bench: Bench, tmp_path: Path, way: str) -> None:
+    """And not much less, or the number would be of no use."""
+    store = {"keep": True, "tiers": [{"kind": "files", "path": str(tmp_path)}]}
+    job = bench.job(way, store=store, **STORED[way])
+    promised = estimate(job, measure=False).store_bytes
+    run(job)
+    tier = FilesTier(tmp_path, 2**30)
+    blocks = [tier.get(key) for key in tier.keys()]  # noqa: SIM118 (no mapping)
+    stored = sum(block.keys_ND.nbytes + block.values_ND.nbytes for block in blocks if block is not None)
+    assert blocks and promised is not None and 0.4 * promised <= stored <= promised
+
+
+def test_nobody_knows_what_an_index_takes_before_calibration(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = bench.job(**STORED["as an index"])
+    bare = replace(Profile.load(bench.profile), index=None)
+    bare.save(bench.root / "bare.json")
+    model = job.model.model_copy(update={"profile": str(bench.root / "bare.json")})
+    assert estimate(job.model_copy(update={"model": model}), measure=False).store_bytes is None
 
 
 def _tokens(bench: Bench) -> list[int]:
