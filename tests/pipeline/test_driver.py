@@ -151,6 +151,28 @@ def test_rows_do_not_depend_on_the_store(
     assert [engine.hits for engine in engines] == [0, again, chunks, again]
 
 
+@pytest.mark.parametrize("scorer", ["index", "reconstruct"])
+def test_a_job_with_new_questions_reads_nothing_of_a_corpus_that_was_read(
+    bench: Bench, scorer: str, watch: Callable[..., list[Watched]], tmp_path: Path
+) -> None:
+    engines = watch()
+    keep = {
+        "question": "unknown",
+        "scorer": {"kind": scorer},
+        "block_tokens": 16,
+        "budget": {"kind": "uniform", "tokens": 96},
+    }
+    method = {"keep": keep, "answer": {"over": "reread" if scorer == "index" else "kept"}}
+    store = {"keep": True, "tiers": [{"kind": "files", "path": str(tmp_path / "store")}]}
+    asked = {"questions": [{"id": "what", "text": "What was signed in April?", "max_new_tokens": 6}]}
+    run(bench.job(f"{scorer}-first", store=store, **method))
+    run(bench.job(f"{scorer}-later", store=store, **method, **asked))
+    run(bench.job(f"{scorer}-alone", store={"tiers": []}, **method, **asked))
+    first, later, alone = engines
+    assert (first.hits, later.hits, alone.hits) == (0, len(first.encodes), 0)
+    assert bench.rows(f"{scorer}-later") == bench.rows(f"{scorer}-alone")
+
+
 def test_every_chunk_is_encoded_once(bench: Bench, watch: Callable[..., list[Watched]]) -> None:
     engines = watch()
     run(bench.job("once", pool={"kind": "local", "workers": 2}))
