@@ -1,4 +1,4 @@
-"""A YAML file and dotted overrides to a ``Job`` or an ``Evaluation``, and a ``Job`` back to plain records.
+"""A YAML file and dotted overrides to a ``Job``, ``Evaluation`` or ``Values``, and a ``Job`` back to plain records.
 
 Invariants: what loads is complete and possible, or ``ConfigError`` says every reason at once; types are
 taken as written (``"5"`` and ``true`` are not integers); relative paths in a file stay as they are and mean
@@ -18,12 +18,22 @@ from configs.closed import Closed
 from configs.errors import ConfigError
 from configs.evaluation import Evaluation
 from configs.explain import explain, show
+from configs.kubernetes import Values
 from configs.overrides import Origin, apply, parse_override
 from configs.schema import Job
 from configs.shape import Slot, show_path
 from configs.text import dump, parse
 
-__all__ = ["ConfigError", "differences", "identity_record", "job_record", "job_yaml", "load_evaluation", "load_job"]
+__all__ = [
+    "ConfigError",
+    "differences",
+    "identity_record",
+    "job_record",
+    "job_yaml",
+    "load_evaluation",
+    "load_job",
+    "load_values",
+]
 
 Root = TypeVar("Root", bound=Closed)
 
@@ -48,6 +58,11 @@ def load_job(
 def load_evaluation(path: Path | str, overrides: Sequence[str] = ()) -> Evaluation:
     """The evaluation in the YAML file ``path``, with overrides and errors as ``load_job`` has them."""
     return _load(Evaluation, Path(path), overrides)
+
+
+def load_values(path: Path | str) -> Values:
+    """What the YAML file ``path`` says of a Kubernetes cluster, with errors as ``load_job`` has them."""
+    return _load(Values, Path(path), ())
 
 
 def _load(

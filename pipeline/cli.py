@@ -30,6 +30,7 @@ from rich.console import Console
 from cache_store.errors import StoreError
 from configs.errors import ConfigError
 from pipeline.errors import IncompleteRun, Interrupted, JobError, TooManyFailures, WorkersUnavailable
+from pipeline.render_cli import render_app
 from pipeline.store_cli import store_app
 from workers.errors import BackendUnavailable, ModelError
 
@@ -46,6 +47,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(store_app, name="store")
+app.add_typer(render_app, name="render")
 
 
 class PoolKind(StrEnum):
