@@ -27,7 +27,7 @@ from pipeline.report.committed import answer_tables, failure_tables
 from pipeline.texts import with_texts
 
 DEFAULTS: Mapping[str, Mapping[str, Any]] = {
-    "read": {"borders": "content"},
+    "read": {"borders": "content", "chunk_tokens": 1024},
     "keep": {"question": "unknown", "scorer": {"kind": "index"}, "budget": {"kind": "uniform", "tokens": 1024}},
     "answer": {"over": "reread"},
     "output": {"max_failed_fraction": 1.0},
