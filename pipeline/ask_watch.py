@@ -56,7 +56,7 @@ class Watch:
         count.found += encoded.cache_hits
         if num_read and self._missed is None:
             self._missed = prepared, encoded.keys[0]
-        if self._tries_left:
+        if self._missed is not None and self._tries_left:
             self._tries_left -= 1
             self._say_why()
 

@@ -18,6 +18,7 @@ from cache_store.tiers.directory import STALE_STAGED_S
 from cache_store.tiers.files import FilesTier
 from cache_store.tiers.medium import MAX_QUARANTINED
 from tests.cache_store.blocks import make_block, make_key, same
+from tests.cache_store.damages import DAMAGES
 
 BLOCK = make_block()
 ENTRY_BYTES = len(encode(BLOCK))
@@ -30,10 +31,6 @@ def path_of(root: Path, key: int = 0) -> Path:
 
 def files_below(root: Path) -> int:
     return sum(path.stat().st_size for path in root.glob("??/??/*.safetensors"))
-
-
-def flip(content: bytes) -> bytes:
-    return content[:-1] + bytes([content[-1] ^ 1])
 
 
 def test_an_entry_lies_under_its_name_and_nothing_else_stays(tmp_path: Path) -> None:
@@ -53,18 +50,7 @@ def test_entries_outlive_the_tier_and_are_seen_by_others(tmp_path: Path) -> None
     assert late.counters == TierCounters()
 
 
-@pytest.mark.parametrize(
-    "damage",
-    [
-        lambda content: b"",
-        lambda content: content[: len(content) // 2],
-        lambda content: content + b"x",
-        flip,
-        lambda content: b"something else entirely",
-        lambda content: encode(make_block(1)),
-    ],
-    ids=["emptied", "truncated", "extended", "flipped", "foreign", "another key's"],
-)
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
 def test_a_damaged_entry_is_a_miss_once_and_set_aside(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
     tier = FilesTier(tmp_path, 2**20)
     tier.put(BLOCK)

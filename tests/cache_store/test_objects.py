@@ -25,6 +25,7 @@ from cache_store.tiers.memory import MemoryTier
 from cache_store.tiers.objects import ObjectsTier
 from configs import schema
 from tests.cache_store.blocks import make_block, make_key, same
+from tests.cache_store.damages import DAMAGES, flip
 from tests.cache_store.endpoint import Endpoint, endpoint
 
 __all__ = ["endpoint"]
@@ -60,10 +61,6 @@ def path_of(root: Path, key: int = 0) -> Path:
 
 def files_below(root: Path) -> list[Path]:
     return [path for path in root.rglob("*") if path.is_file()]
-
-
-def flip(content: bytes) -> bytes:
-    return content[:-1] + bytes([content[-1] ^ 1])
 
 
 def test_an_entry_lies_under_its_name_and_nothing_else_stays(tmp_path: Path) -> None:
@@ -105,18 +102,7 @@ def test_of_many_writers_one_creates_and_none_writes_again(tmp_path: Path) -> No
     assert same(tiers[1].get(BLOCK.key), BLOCK)
 
 
-@pytest.mark.parametrize(
-    "damage",
-    [
-        lambda content: b"",
-        lambda content: content[: len(content) // 2],
-        lambda content: content + b"x",
-        flip,
-        lambda content: b"something else entirely",
-        lambda content: encode(make_block(1)),
-    ],
-    ids=["emptied", "truncated", "extended", "flipped", "foreign", "another key's"],
-)
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
 def test_a_damaged_entry_is_a_miss_once_and_set_aside(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
     tier = open_at(tmp_path)
     tier.put(BLOCK)

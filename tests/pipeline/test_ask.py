@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -16,9 +17,13 @@ import pytest
 import cache_store.codec
 import cache_store.identity
 from pipeline import ask
+from pipeline.ask_watch import ChunkCount, Watch
+from pipeline.document import Document
+from pipeline.prepared import Prepared
 from tests.pipeline.jobs import WORDS, Bench, sentence
 from tests.pipeline.test_cli import foveate
 from tests.tiny import save_tiny_model
+from workers.messages import Encoded
 from workers.selection.profile import Profile, profile_path
 from workers.source import locate
 
@@ -208,6 +213,19 @@ def test_a_store_of_another_version_is_left_alone_and_said(desk: Desk, monkeypat
     assert answers(later) == answers(first) and chunks(later) == chunks(first)
     assert said.endswith("entries, most of them written by another version of foveate; reading it anew")
     assert set(entries) < set(desk.entries())
+
+
+def test_what_was_found_costs_no_try_of_saying_why_something_was_not(tmp_path: Path) -> None:
+    """However many messages come back before anything is missed, the store is asked while it is read."""
+    watch = Watch(ask.make_job(ask.Request((WHO,), ("corpus",), str(tmp_path / "store"), "model"), "out"))
+    asked: list[str] = []
+    watch._why_in = lambda archive, prepared, missed: asked.append(missed)  # type: ignore[method-assign]
+    document = Document("doc", "", "corpus", 0, ())
+    prepared = Prepared(document, np.empty((0, 2), np.int64), (), (), (), (), (), (), 64, 128)
+    for hits in (*[1] * 10, 0):
+        watch(prepared, Encoded(((),), (f"{hits:02}",), 0.0, hits))
+    assert asked == ["00"]
+    assert watch.total == ChunkCount(read=1, found=10)
 
 
 def test_what_is_written_behind_is_explained_too(desk: Desk, tmp_path: Path) -> None:
