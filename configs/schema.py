@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, ByteSize, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, ByteSize, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from configs.closed import Closed, Conflict, Impossible, Positive
@@ -33,6 +33,13 @@ def _whole_size(value: object) -> object:
     if isinstance(value, str) and not re.fullmatch(r"\s*\d+(\.\d+)?\s*([kmgtpe]?i?b)?\s*", value, re.IGNORECASE):
         raise PydanticCustomError("byte_size", "not a size")
     return value
+
+
+def _whole_above_one(number: float) -> float:
+    """A share of one GPU, or several whole ones: Ray knows nothing between."""
+    if number > 1 and number != int(number):
+        raise PydanticCustomError("num_gpus", "a fraction above 1; allowed: 0 to 1, or a whole number")
+    return number
 
 
 Bytes = Annotated[ByteSize, BeforeValidator(_whole_size)]
@@ -156,14 +163,25 @@ class LocalWorkers(Closed):
 
 
 class RayWorkers(Closed):
-    """Engines as Ray actors. ``address: auto`` joins the running cluster (in a Ray job: its own) and starts
-    one on this machine where there is none."""
+    """Engines as Ray actors, started as there is work for them, at most ``workers`` at once.
+
+    ``address: auto`` joins the running cluster (in a Ray job: its own) and starts one on this machine where there is
+    none. With ``num_gpus`` above 1 a model's layers are spread over so many, all of one machine. An engine is stopped
+    after ``idle_seconds`` without work, so that its machine can be given back. One that needs more than
+    ``task_seconds`` for a chunk or for a question, or more than ``start_seconds`` to load its model, hangs: it is
+    replaced.
+    """
 
     kind: Literal["ray"] = "ray"
     workers: Positive = 1
     num_cpus: Annotated[float, Field(gt=0)] = 1
-    num_gpus: Annotated[float, Field(ge=0)] = 0
+    num_gpus: Annotated[
+        float, Field(ge=0, description="0 to 1, or a whole number"), AfterValidator(_whole_above_one)
+    ] = 0
     address: str = "auto"
+    idle_seconds: Annotated[float, Field(gt=0)] = 60.0
+    task_seconds: Annotated[float, Field(gt=0)] = 900.0
+    start_seconds: Annotated[float, Field(gt=0)] = 1800.0
 
 
 Pool = Annotated[LocalWorkers | RayWorkers, Field(discriminator="kind")]

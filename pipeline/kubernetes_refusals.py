@@ -36,8 +36,6 @@ def refusals(job: Job, values: Values) -> Iterator[str]:
 def _pool(pool: RayWorkers) -> Iterator[str]:
     if pool.address != "auto":
         yield f"pool.address: {pool.address}; allowed on Kubernetes: auto, the cluster that the job brings"
-    if pool.num_gpus > 1 and pool.num_gpus != int(pool.num_gpus):
-        yield f"pool.num_gpus: {pool.num_gpus}; allowed: a fraction of one GPU, or whole GPUs"
 
 
 def _device(model: Model, pool: RayWorkers) -> Iterator[str]:

@@ -93,14 +93,16 @@ def load_reading(job: Job) -> Reading:
     return Reading(source, model_shape(source.directory), frame)
 
 
-def load_model(settings: Model, source: ModelSource, frame: Frame) -> LoadedModel:
-    """The weights on the device that ``settings`` mean, with the kernel for it. Raises ``ModelError`` or
-    ``BackendUnavailable`` with what to do."""
+def load_model(settings: Model, source: ModelSource, frame: Frame, *, is_spread: bool = False) -> LoadedModel:
+    """The weights on the device that ``settings`` mean, or with ``is_spread`` on all visible GPUs, with the kernel for
+    it. Raises ``ModelError`` or ``BackendUnavailable`` with what to do."""
     runtime = resolve_runtime(settings)
     device = torch.device(runtime.device)
     if device.type == "cpu":
         let_onednn_multiply(runtime.torch_dtype)
-    weights = LanguageModel(source.directory, dtype=runtime.torch_dtype, device=device)
+    if is_spread and device.type == "cpu":
+        raise ModelError(f"model.device: {device}: a model on several GPUs is for a CUDA device; allowed: auto, cuda")
+    weights = LanguageModel(source.directory, dtype=runtime.torch_dtype, device=device, is_spread=is_spread)
     return LoadedModel(weights, resolve(settings.attention, device), frame, source)
 
 
@@ -130,8 +132,10 @@ def load_method(job: Job, reading: Reading, profile: Profile | None) -> Method:
 
 
 def load_engine(job: Job, profile: Profile | None) -> Engine:
-    """An engine for this job, with the profile that the driver found. Raises as ``load_model``."""
+    """An engine for this job, with the profile that the driver found; with ``pool.num_gpus`` above 1 its layers are
+    spread over that many. Raises as ``load_model``."""
     reading = load_reading(job)
-    loaded = load_model(job.model, reading.source, reading.frame)
+    is_spread = job.pool.kind == "ray" and job.pool.num_gpus > 1
+    loaded = load_model(job.model, reading.source, reading.frame, is_spread=is_spread)
     store = TieredStore.from_config(job.store)
     return Engine(loaded, load_method(job, reading, profile), store, tenant=job.store.tenant)

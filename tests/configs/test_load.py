@@ -153,7 +153,8 @@ tiers = st.one_of(
     st.fixed_dictionaries({"kind": st.just("files"), "path": words}, optional={"max_bytes": st.just("3MiB")}),
 )
 questions = st.fixed_dictionaries({"id": names, "text": words}, optional={"answer_prefix": st.text(max_size=9)})
-ray_pools = st.fixed_dictionaries({"kind": st.just("ray")}, optional={"num_gpus": st.floats(0, 8), "address": words})
+gpus = st.floats(0, 1) | st.integers(2, 8).map(float)
+ray_pools = st.fixed_dictionaries({"kind": st.just("ray")}, optional={"num_gpus": gpus, "address": words})
 jobs = st.fixed_dictionaries(
     {
         "corpus": st.fixed_dictionaries({"path": words | st.lists(words, max_size=2).map(tuple)}),

@@ -47,7 +47,9 @@ MISTAKES = [
     ("store.tiers", [{"kind": "memory", "max_bytes": "2 Gib/s"}], "store.tiers[0].max_bytes: '2 Gib/s' is not a size;"),
     ("store.tiers", [{"kind": "memory", "max_bytes": "2 Gix"}], "store.tiers[0].max_bytes: '2 Gix' is not a size"),
     ("store.tiers", [{"kind": "memory", "max_bytes": -4}], "store.tiers[0].max_bytes: -4 is negative; allowed: bytes"),
-    ("pool", {"kind": "ray", "num_gpus": "1"}, "pool.num_gpus: '1' is a string; allowed: number >= 0"),
+    ("pool", {"kind": "ray", "num_gpus": "1"}, "pool.num_gpus: '1' is a string; allowed: 0 to 1, or a whole number"),
+    ("pool", {"kind": "ray", "num_gpus": 1.5}, "pool.num_gpus: 1.5; allowed: 0 to 1, or a whole number"),
+    ("pool", {"kind": "ray", "idle_seconds": 0}, "pool.idle_seconds: 0 is too small; allowed: number > 0"),
     ("pool", {"kind": "ray", "num_cpus": float("inf")}, "pool.num_cpus: Infinity is not finite; allowed: number > 0"),
     # out of range, or not there
     ("read.chunk_tokens", 16, "read.chunk_tokens: 16 is too small; allowed: integer >= 32"),

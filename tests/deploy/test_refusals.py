@@ -20,7 +20,6 @@ ON_VOLUMES = ("corpus.path=/mnt/documents/*.parquet", "output.path=/mnt/answers/
 BAD_JOBS = [
     ("pool={kind: local}", "pool.kind: local is one process on one machine; allowed on Kubernetes: ray"),
     ("pool.address=head:6379", "pool.address: head:6379; allowed on Kubernetes: auto"),
-    ("pool.num_gpus=1.5", "pool.num_gpus: 1.5; allowed: a fraction of one GPU, or whole GPUs"),
     ("pool.num_gpus=0", "model.device: cuda: pods have no GPU with pool.num_gpus: 0; allowed: 1"),
     ("corpus.path=corpus/*.parquet", "corpus.path: corpus/*.parquet is a path of this machine; allowed: a URL, or an"),
     ("corpus.path=~/c", "corpus.path: ~/c is a path of this machine"),

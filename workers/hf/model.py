@@ -28,18 +28,23 @@ from workers.hf.shape import shape_of
 
 
 class LanguageModel:
-    """A loaded model on one device; see the module for what a pass is."""
+    """A loaded model; see the module for what a pass is."""
 
-    def __init__(self, directory: Path, *, dtype: torch.dtype, device: torch.device) -> None:
-        """Load and check the model. Raises ``ModelError`` for one that Foveate cannot read with."""
+    def __init__(self, directory: Path, *, dtype: torch.dtype, device: torch.device, is_spread: bool = False) -> None:
+        """Load and check the model. ``is_spread``: its layers go to all visible GPUs, as they fit (accelerate's
+        ``device_map="auto"``), and what a pass sees is on ``device``, the first of them. Raises ``ModelError`` for one
+        that Foveate cannot read with."""
         AttentionInterface.register("foveate", attention)
         transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         try:
-            self._model: Any = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype)
+            self._model: Any = AutoModelForCausalLM.from_pretrained(
+                directory, dtype=dtype, device_map="auto" if is_spread else None
+            )
         except (OSError, ValueError, KeyError, SafetensorError) as error:
             raise ModelError(f"model.source: {directory}: cannot be loaded: {error}") from error
         self._model.eval()  # type: ignore[no-untyped-call]
-        torch.nn.Module.to(self._model, device)
+        if not is_spread:
+            torch.nn.Module.to(self._model, device)
         text = self._model.config.get_text_config()
         name = f"model.source: {directory} ({text.model_type})"
         self.shape = shape_of(self._model.config, directory)
@@ -60,7 +65,7 @@ class LanguageModel:
         ids = torch.tensor([token_ids], dtype=torch.long, device=self.device)
         places = torch.tensor([positions], dtype=torch.long, device=self.device)
         wanted = torch.tensor(logits_of, dtype=torch.long, device=self.device)
-        run = Run(reading, wants_logits=len(wanted) > 0)
+        run = Run(reading, len(wanted) > 0, self.device)
         try:
             output = self._model(
                 input_ids=ids, position_ids=places, use_cache=False, logits_to_keep=wanted, foveate=run

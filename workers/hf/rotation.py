@@ -52,7 +52,7 @@ class Rotation:
         like = torch.empty(0, dtype=torch.float32, device=self.device)
         kind = (self.kinds[layer],) if self.kinds else ()
         cos, sin = self.table(like, positions_S.to(self.device, torch.long)[None], *kind)
-        return cos[0, :, None, :], sin[0, :, None, :]
+        return cos[0, :, None, :].to(self.device), sin[0, :, None, :].to(self.device)
 
     def rotate(self, keys_SGD: Tensor, positions_S: Tensor, layer: int) -> Tensor:
         """Un-rotated keys moved to their positions, float32."""

@@ -3,7 +3,8 @@
 A ``Pass`` is handed to the model as an extra keyword argument, which transformers carries to every layer. There it
 is met three times: before a layer (which rows go in), before its attention (what it is given), and as its attention,
 which is transformers' own front door (``AttentionInterface``). Invariants: nothing of the model is replaced and
-nothing is kept in it, so that threads may share it; a pass that asks for nothing but attention costs nothing else.
+nothing is kept in it, so that threads may share it; a pass that asks for nothing but attention costs nothing else;
+layers may lie on several devices, a pass sees all they have on one.
 
 Shapes: T rows, H query heads, G key-value heads, D head dimension, E width of the model.
 """
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, device
 from torch.nn import Module
 
 from workers.errors import ModelError
@@ -53,10 +54,12 @@ class Enough(Exception):
 
 @dataclass
 class Run:
-    """One pass on its way through the layers. ``rows``: which of the rows that went in are left; None: all."""
+    """One pass on its way through the layers. ``home``: the device of all that a ``Pass`` sees, wherever a layer is.
+    ``rows``: which of the rows that went in are left; None: all."""
 
     reading: Pass
     wants_logits: bool
+    home: device
     rows: Tensor | None = None
 
     def keep(self, chosen: Tensor) -> None:
@@ -81,9 +84,10 @@ def attention(
     assert attention_mask is None and query.shape[0] == 1
     if bent := [name for name in BENDING if extra.get(name) is not None]:
         raise ModelError(f"its attention is bent by {', '.join(bent)}; allowed: plain softmax over earlier tokens")
-    q_THD, k_TGD, v_TGD = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+    q_THD, k_TGD, v_TGD = (tensor[0].transpose(0, 1).to(foveate.home) for tensor in (query, key, value))
     layer: int = module.layer_idx  # type: ignore[assignment]
-    return foveate.reading.attend(layer, q_THD, k_TGD, v_TGD, scaling, window=sliding_window)[None], None
+    out_THD = foveate.reading.attend(layer, q_THD, k_TGD, v_TGD, scaling, window=sliding_window)
+    return out_THD[None].to(query.device), None
 
 
 def hook_layers(model: Any) -> None:
@@ -102,7 +106,7 @@ def _show_hidden(layer: int, module: Module, given: tuple[Any, ...], named: dict
     run: Run = named["foveate"]
     if run.reading.wants_hidden:
         hidden_1TE = named["hidden_states"] if "hidden_states" in named else given[0]
-        run.reading.hidden(layer, hidden_1TE[0])
+        run.reading.hidden(layer, hidden_1TE[0].to(run.home))
 
 
 def _let_survive(
@@ -113,14 +117,18 @@ def _let_survive(
     run: Run = named["foveate"]
     chosen = run.reading.surviving(layer)
     if chosen is not None:
-        chosen = chosen.to(named["position_embeddings"][0].device)
-        run.keep(chosen)
+        run.keep(chosen.to(run.home))
         if given:
-            given = (given[0].index_select(1, chosen), *given[1:])
+            given = (_select(given[0], chosen), *given[1:])
         else:
-            named = named | {"hidden_states": named["hidden_states"].index_select(1, chosen)}
+            named = named | {"hidden_states": _select(named["hidden_states"], chosen)}
     if run.rows is None:
         return None
-    cos, sin = (table.index_select(1, run.rows) for table in named["position_embeddings"])
-    places = {"position_ids": named["position_ids"].index_select(1, run.rows)}
+    cos, sin = (_select(table, run.rows) for table in named["position_embeddings"])
+    places = {"position_ids": _select(named["position_ids"], run.rows)}
     return given, named | {"position_embeddings": (cos, sin)} | places
+
+
+def _select(rows_1T: Tensor, chosen: Tensor) -> Tensor:
+    """Some rows, where they are."""
+    return rows_1T.index_select(1, chosen.to(rows_1T.device))
