@@ -30,6 +30,7 @@ from pipeline.reading import DocumentReader
 from pipeline.records import ANSWERS, FAILURES, JOB, read_job
 from pipeline.scheduler import OnRead
 from pipeline.sink import RunState
+from pipeline.traits import traits_of
 from workers.loading import (
     find_or_calibrate,
     load_engine,
@@ -161,7 +162,7 @@ class Attempt:
             return LocalPool(make_engine, settings.workers)
         from pipeline.cluster import RayPool  # no Ray without a Ray pool
 
-        return RayPool(make_engine, settings, holds=self._ledger())
+        return RayPool(make_engine, settings, holds=self._ledger(), traits=traits_of)
 
     def _ledger(self) -> Callable[[], object] | None:
         """What opens the books of a store in Ray's memory, so that they outlive every worker; None without one."""

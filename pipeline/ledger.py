@@ -45,9 +45,10 @@ class RowBook:
 
 @dataclass(eq=False)
 class PartBook:
-    """One part: its rows in order, and how many of its tasks are in the pool."""
+    """One part: its rows in order, and how many of its tasks are in the pool. ``turn``: how many were begun before."""
 
     index: int
+    turn: int
     rows: list[RowBook] = field(default_factory=list)
     keys: list[str] = field(default_factory=list)
     num_open_rows: int = 0

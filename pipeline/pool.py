@@ -9,8 +9,8 @@ from __future__ import annotations
 import queue
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Generic, Self, TypeVar
 
@@ -29,9 +29,10 @@ TASKS_PER_WORKER = 2
 @dataclass(frozen=True)
 class WorkerLost:
     """The worker that held the task is gone. ``started``: the task was running there; one that only waited
-    behind another is not to blame."""
+    behind another is not to blame. ``why``: what became of the worker, in words."""
 
     started: bool = True
+    why: str = "it died"
 
 
 @dataclass(frozen=True)
@@ -42,13 +43,36 @@ class Finished(Generic[Done]):
     result: Done | WorkError | WorkerLost
 
 
+@dataclass(frozen=True)
+class PoolState:
+    """A pool at one moment. Tasks: ``num_waiting`` in nobody's hands, ``num_running`` in some worker's. Workers:
+    ``num_ready`` have loaded their model, ``num_starting`` have not. ``lost``: workers given up since the start, by
+    cause."""
+
+    num_waiting: int
+    num_running: int
+    num_ready: int
+    num_starting: int = 0
+    lost: Mapping[str, int] = field(default_factory=dict)
+
+
 class Pool(ABC, Generic[Task, Done]):
     """Runs tasks. Used as a context; an error that leaves it abandons what only waits."""
 
     @property
     @abstractmethod
     def num_workers(self) -> int:
-        """Workers at full strength; hand out at most ``TASKS_PER_WORKER`` times as many tasks at once."""
+        """Workers at full strength."""
+
+    @property
+    def max_tasks(self) -> int:
+        """How many tasks to hand in at once, at most: more only wait here instead of elsewhere."""
+        return self.num_workers * TASKS_PER_WORKER
+
+    @property
+    @abstractmethod
+    def state(self) -> PoolState:
+        """What the pool is at, now."""
 
     @abstractmethod
     def submit(self, task_id: int, task: Task) -> None:
@@ -84,6 +108,7 @@ class LocalPool(Pool[Task, Done]):
         self._todo: queue.SimpleQueue[tuple[int, Task] | None] = queue.SimpleQueue()
         self._done: queue.SimpleQueue[Finished[Done]] = queue.SimpleQueue()
         self._abandoned = threading.Event()
+        self._num_open = 0
         self._threads = [
             threading.Thread(target=self._work, name=f"engine-{index}", daemon=True) for index in range(num_workers)
         ]
@@ -95,8 +120,15 @@ class LocalPool(Pool[Task, Done]):
         """As ``Pool.num_workers``."""
         return len(self._threads)
 
+    @property
+    def state(self) -> PoolState:
+        """As ``Pool.state``. A task that came back and was not fetched yet still runs."""
+        waiting = self._todo.qsize()
+        return PoolState(waiting, max(0, self._num_open - waiting), self.num_workers)
+
     def submit(self, task_id: int, task: Task) -> None:
         """As ``Pool.submit``."""
+        self._num_open += 1
         self._todo.put((task_id, task))
 
     def wait(self, timeout_s: float) -> list[Finished[Done]]:
@@ -107,6 +139,7 @@ class LocalPool(Pool[Task, Done]):
             return []
         while not self._done.empty():
             finished.append(self._done.get())
+        self._num_open -= len(finished)
         return finished
 
     def free(self, keys: Sequence[str]) -> None:

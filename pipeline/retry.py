@@ -86,7 +86,7 @@ def judge(tally: Tally, result: WorkError | WorkerLost, num_questions: int) -> V
     if isinstance(result, WorkerLost):
         if tally.lost_workers < MAX_LOST_WORKERS:
             return Again()
-        lost = f"{tally.lost_workers} workers were lost while they worked on this document"
+        lost = f"{tally.lost_workers} workers were lost while they worked on this document, the last one: {result.why}"
         return _unless_alone(num_questions, GiveUp("Quarantined", lost, retryable=True, quarantine=True))
     letter = GiveUp(result.error, result.message, retryable=result.kind != "data")
     if result.kind == "data":

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from pipeline.ledger import FinishedPart, PartBook, RowBook
+from pipeline.order import ReadingOrder
 from pipeline.outcome import Answer, Failure
 from pipeline.pool import Result
 from pipeline.prepared import Prepared, Selection, fail
@@ -139,8 +140,9 @@ class Scheduler:
         self._num_slots = num_slots
         self._parts: dict[int, PartBook] = {}
         self._batch = _Batch()
-        self._encodes: deque[_Reading] = deque()
         self._asks: deque[_Asking] = deque()
+        self._encodes: ReadingOrder[_Reading] = ReadingOrder()
+        self._num_parts_begun = 0
         self._running: dict[int, _Reading | _Asking] = {}
         self._next_id = 0
         self.held_tokens = 0
@@ -180,7 +182,7 @@ class Scheduler:
         document is read with them, so that answers come out as they would have with all."""
         wanted = [i for i, q in enumerate(prepared.asked) if only is None or q.question_id in only]
         unfit = [f for f in prepared.failures if only is None or f.question_id in only]
-        book = self._parts.setdefault(part, PartBook(part))
+        book = self._book(part)
         assert not book.closed
         row = RowBook(unfit, wanted)
         book.rows.append(row)
@@ -192,13 +194,13 @@ class Scheduler:
         document = _Document(book, row, prepared)
         book.num_open_rows += 1
         self.held_tokens += prepared.num_tokens
-        self._encodes.extend(self._readings(document))
+        self._encodes.add(self._readings(document), book.turn, prepared.num_tokens)
         for index in wanted:
             self._enrol(_Pair(document, index))
 
     def close_part(self, part: int) -> None:
         """No more rows of this part: its last batch is as full as it gets."""
-        self._parts.setdefault(part, PartBook(part)).closed = True
+        self._book(part).closed = True
         self._close_batch()
 
     def take_finished(self) -> list[FinishedPart]:
@@ -206,16 +208,23 @@ class Scheduler:
         done = sorted(index for index, part in self._parts.items() if part.complete)
         return [self._parts.pop(index).finish() for index in done]
 
+    def _book(self, part: int) -> PartBook:
+        if part not in self._parts:
+            self._parts[part] = PartBook(part, self._num_parts_begun)
+            self._num_parts_begun += 1
+        return self._parts[part]
+
     # -- tasks out, results in -------------------------------------------------------------------
 
     def next_task(self) -> tuple[int, Encode | Ask] | None:
-        """The next task to submit, with its id: answers before reading, reading in row order."""
+        """The next task to submit, with its id: answers before reading, reading as ``ReadingOrder`` says."""
         while self._asks:
             asking = self._asks.popleft()
             asking.pairs = [pair for pair in asking.pairs if pair.open]
             if asking.pairs:
                 return self._start(asking)
-        return self._start(self._encodes.popleft()) if self._encodes else None
+        reading = self._encodes.take()
+        return None if reading is None else self._start(reading)
 
     def finish(self, task_id: int, result: Result) -> None:
         """Take back a task with its result."""
@@ -265,7 +274,7 @@ class Scheduler:
         next_step = self._reader.advance(document.prepared, encoded)
         if isinstance(next_step, Prepared):
             document.prepared = next_step
-            self._encodes.extendleft(reversed(self._readings(document)))
+            self._encodes.put_first(self._readings(document))
         else:
             document.selections = next_step
             self._document_settled(document)
@@ -313,7 +322,7 @@ class Scheduler:
         if isinstance(task, _Asking):
             self._asks.appendleft(task)
         elif task.document.row.open:
-            self._encodes.appendleft(task)
+            self._encodes.put_first([task])
 
     def _split(self, task: _Reading | _Asking, batch_size: int) -> None:
         assert isinstance(task, _Asking)
@@ -330,9 +339,9 @@ class Scheduler:
         if smaller is None or not document.row.open:
             self._give_up(task, otherwise)
             return
-        self._drop_readings(document)
+        self._encodes.drop(document)
         document.prepared, document.encoded = smaller, {}
-        self._encodes.extendleft(reversed(self._readings(document)))
+        self._encodes.put_first(self._readings(document))
 
     def _give_up(self, task: _Reading | _Asking, letter: GiveUp) -> None:
         if isinstance(task, _Asking):
@@ -371,15 +380,12 @@ class Scheduler:
         self.num_documents_done += 1
         self.held_tokens -= document.prepared.num_tokens
         if not document.selections:
-            self._drop_readings(document)
+            self._encodes.drop(document)
         self._document_settled(document)
 
     def _readings(self, document: _Document) -> list[_Reading]:
         prepared = document.prepared
         return [_Reading(self._new_id(), document, prepared, index) for index in range(len(prepared.encodes))]
-
-    def _drop_readings(self, document: _Document) -> None:
-        self._encodes = deque(task for task in self._encodes if task.document is not document)
 
     def _new_id(self) -> int:
         self._next_id += 1

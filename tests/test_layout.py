@@ -19,7 +19,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 ORDER = ("configs", "cache_store", "workers", "pipeline")  # each imports itself and what is to its left
-RAY = {"cache_store/tiers/object_store.py", "workers/actors.py", "pipeline/cluster.py"}
+RAY = {"cache_store/tiers/object_store.py", "workers/actors.py", "pipeline/cluster.py", "pipeline/joining.py"}
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 

@@ -23,16 +23,19 @@ class Place(NamedTuple):
 
 
 class EngineHost:
-    """One engine in a process of its own. Its methods run one after another."""
+    """One engine in a process of its own. Its methods run one after another, ``load`` before all that need it."""
 
     def __init__(self, make_engine: Callable[[], Works[Any, Any]], num_threads: int) -> None:
-        """Loads the model. Raises as ``make_engine`` does, which ends the process."""
         torch.set_num_threads(num_threads)
-        self._engine = make_engine()
+        self._make_engine = make_engine
 
     def place(self) -> Place:
-        """Where this is; answers once the model is loaded."""
+        """Where this is; answers as soon as it is somewhere."""
         return Place(ray.get_runtime_context().get_node_id(), os.getpid())
+
+    def load(self) -> None:
+        """Make the engine, which loads the model. Raises as ``make_engine`` does."""
+        self._engine = self._make_engine()
 
     def attempt(self, task: Any) -> Any:
         """Do one task: a result, or a ``WorkError``."""

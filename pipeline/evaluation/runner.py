@@ -24,6 +24,7 @@ from pipeline.evaluation.tasks.table import make_items
 from pipeline.evaluation.trial import Bench, Trial, Tried
 from pipeline.loop import StopRequest
 from pipeline.pool import LocalPool, Pool, WorkerLost
+from pipeline.traits import Traits
 from workers.loading import Reading, load_model, load_profile, load_reading, with_dtype
 from workers.messages import WorkError
 from workers.method import needs_profile
@@ -144,7 +145,7 @@ def _pool(evaluation: Evaluation, profile: Profile | None) -> Pool[Trial, Tried]
         return LocalPool(make_bench, evaluation.pool.workers)
     from pipeline.cluster import RayPool  # no Ray without a Ray pool
 
-    return RayPool(make_bench, evaluation.pool)
+    return RayPool(make_bench, evaluation.pool, traits=lambda trial: Traits(len(trial.contenders)))
 
 
 class _Trials:

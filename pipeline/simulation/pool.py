@@ -1,7 +1,8 @@
 """Engines that only take time: a pool on a virtual clock, whose workers and nodes are slow, crash and vanish.
 
-It hands tasks out as ``cluster.RayPool`` does: to the worker with the fewest in hand, at most ``TASKS_PER_WORKER``
-each. Invariants: as ``Pool``; events happen in the order of their virtual times, ties in the order in which they were
+It hands tasks out as ``cluster.RayPool`` does, by the same ``roster.Roster``.
+
+Invariants: as ``Pool``; events happen in the order of their virtual times, ties in the order in which they were
 foreseen; of a lost worker's tasks only the one that ran is to blame, and none where the whole node went.
 """
 
@@ -14,10 +15,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from enum import Enum, auto
 
-from pipeline.pool import TASKS_PER_WORKER, EnginePool, Finished, WorkerLost
+from pipeline.pool import TASKS_PER_WORKER, EnginePool, Finished, PoolState, WorkerLost
+from pipeline.roster import CHOICES_PER_WORKER, Roster
 from pipeline.simulation.clock import Clock
 from pipeline.simulation.settings import NEVER_S, Scene
 from pipeline.simulation.traffic import Traffic, key_of
+from pipeline.traits import traits_of
 from workers.messages import Answered, Ask, Encode, Encoded, Generated
 
 
@@ -34,7 +37,7 @@ class _What(Enum):
 @dataclass(eq=False)
 class _Worker:
     """``tasks``: in hand, the running one first. ``life``: counts its ends, so that what was foreseen for an earlier
-    life does not happen. ``listed``: in which lists of workers with room it stands."""
+    life does not happen."""
 
     index: int
     node: int
@@ -46,7 +49,6 @@ class _Worker:
     """When its running task began; or when it was lost."""
     again_s: float = 0.0
     """How long its running task reads again what was lost with another node."""
-    listed: set[int] = field(default_factory=set)
 
 
 @dataclass
@@ -79,9 +81,9 @@ class SimulatedPool(EnginePool):
         self._lives = [0] * scene.nodes
         self._foreseen: list[tuple[float, int, _What, int, int]] = []
         self._num_foreseen = 0
-        self._waiting: deque[tuple[int, Encode | Ask]] = deque()
+        self._roster: Roster[_Worker] = Roster()
+        self._tasks: dict[int, Encode | Ask] = {}
         self._done: deque[Finished[Encoded | Answered]] = deque()
-        self._room: list[list[int]] = [[] for _ in range(TASKS_PER_WORKER)]
         self.toll = Toll()
         self.traffic = Traffic(scene)
         self._workers = [
@@ -99,6 +101,16 @@ class SimulatedPool(EnginePool):
         return len(self._workers)
 
     @property
+    def max_tasks(self) -> int:
+        """As ``Pool.max_tasks``; as many as ``RayPool`` takes."""
+        return self.num_workers * (TASKS_PER_WORKER + CHOICES_PER_WORKER)
+
+    @property
+    def state(self) -> PoolState:
+        """As ``Pool.state``."""
+        return PoolState(self._roster.num_waiting, self._roster.num_in_hand, self._roster.num_workers)
+
+    @property
     def capacity(self) -> float:
         """Engine seconds that are done in a second while nobody is lost."""
         return sum(1 / worker.slowness for worker in self._workers)
@@ -108,7 +120,8 @@ class SimulatedPool(EnginePool):
         with self._clock:
             self._spend_on_messages(1)
             self.toll.num_handed_over += 1
-            self._waiting.append((task_id, task))
+            self._tasks[task_id] = task
+            self._roster.submit(task_id, traits_of(task))
             self._hand_out()
 
     def wait(self, timeout_s: float) -> list[Finished[Encoded | Answered]]:
@@ -147,29 +160,12 @@ class SimulatedPool(EnginePool):
         while self._foreseen and self._foreseen[0][0] <= now_s:
             moment_s, _, what, index, life = heapq.heappop(self._foreseen)
             self._happen(moment_s, what, index, life)
-        while self._waiting and (worker := self._roomiest()) is not None:
-            worker.tasks.append(self._waiting.popleft())
+        while (given := self._roster.next()) is not None:
+            task_id, worker = given
+            worker.tasks.append((task_id, self._tasks.pop(task_id)))
             self.traffic.send(worker.tasks[-1][1])
-            self._list(worker)
             if len(worker.tasks) == 1:
                 self._begin(worker, now_s)
-
-    def _roomiest(self) -> _Worker | None:
-        """The first of the workers with the fewest tasks; entries of the lists may be out of date."""
-        for num_tasks, listed in enumerate(self._room):
-            while listed:
-                worker = self._workers[listed[0]]
-                if worker.alive and len(worker.tasks) == num_tasks:
-                    return worker
-                worker.listed.remove(num_tasks)
-                heapq.heappop(listed)
-        return None
-
-    def _list(self, worker: _Worker) -> None:
-        num_tasks = len(worker.tasks)
-        if num_tasks < TASKS_PER_WORKER and num_tasks not in worker.listed:
-            worker.listed.add(num_tasks)
-            heapq.heappush(self._room[num_tasks], worker.index)
 
     def _begin(self, worker: _Worker, moment_s: float) -> None:
         """The first task in hand starts to run."""
@@ -229,7 +225,7 @@ class SimulatedPool(EnginePool):
         self.toll.busy_s += moment_s - worker.since_s - worker.again_s
         self.toll.lost_s += worker.again_s
         self._done.append(Finished(task_id, self._result(worker, task)))
-        self._list(worker)
+        self._roster.finish(worker, task_id)
         if worker.tasks:
             self._begin(worker, moment_s)
 
@@ -249,6 +245,7 @@ class SimulatedPool(EnginePool):
         for position, (task_id, _) in enumerate(worker.tasks):
             self._done.append(Finished(task_id, WorkerLost(started=blame and position == 0)))
         self.toll.num_lost += len(worker.tasks)
+        self._roster.leave(worker)
         worker.tasks.clear()
         worker.alive = False
         worker.since_s = moment_s
@@ -257,5 +254,5 @@ class SimulatedPool(EnginePool):
         assert not worker.alive
         worker.alive = True
         self.toll.down_s += moment_s - worker.since_s
-        self._list(worker)
+        self._roster.join(worker, str(worker.node))
         self._foresee_loss(moment_s, self._scene.faults.worker_mtbf_s, _What.CRASH, worker.index, worker.life)

@@ -28,7 +28,12 @@ def verdicts(result: WorkError | WorkerLost, num_questions: int, times: int) -> 
         ([BROKEN] * 3, GiveUp("RuntimeError", "broken", retryable=True)),
         (
             [WorkerLost()] * 2,
-            GiveUp("Quarantined", "2 workers were lost while they worked on this document", True, True),
+            GiveUp(
+                "Quarantined",
+                "2 workers were lost while they worked on this document, the last one: it died",
+                retryable=True,
+                quarantine=True,
+            ),
         ),
     ],
     ids=["data", "machine", "lost"],

@@ -58,7 +58,9 @@ def bench(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Bench:
 def start(job: Job, node: str) -> Any:
     there = NodeAffinitySchedulingStrategy(node, soft=False)
     make_engine = partial(load_engine, job, find_or_calibrate(job, load_reading(job)))
-    return ray.remote(CountingHost).options(num_cpus=1, scheduling_strategy=there).remote(make_engine, 1)
+    host = ray.remote(CountingHost).options(num_cpus=1, scheduling_strategy=there).remote(make_engine, 1)
+    host.load.remote()
+    return host
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -1,0 +1,69 @@
+"""Joining a Ray cluster or starting one, and what a driver asks of it.
+
+Invariant: a Ray that was running before stays; one that was started here is stopped by whoever was told so.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import socket
+from typing import Any
+
+import ray
+
+from configs.schema import RayWorkers
+from pipeline.errors import JobError
+
+_KNOCK_S = 10.0
+_QUIET: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": False}
+
+
+def connect(settings: RayWorkers) -> bool:
+    """Join the cluster that ``pool.address`` means, or for ``auto`` without one, and for ``local``, start one on
+    this machine. Whether this process must disconnect (and stop what it started) at the end."""
+    if ray.is_initialized():
+        return False
+    if settings.address not in ("auto", "local"):
+        _refuse_silence(settings.address)
+    if settings.address != "local":
+        try:
+            ray.init(address=settings.address, **_QUIET)
+            return True
+        except (ConnectionError, ValueError) as error:
+            if settings.address != "auto":
+                raise JobError(f"pool.address: {settings.address}: no Ray cluster there: {error}") from error
+    num_cpus = math.ceil(settings.workers * settings.num_cpus)
+    ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, **_QUIET)
+    if settings.num_gpus > free_resources().get("GPU", 0):
+        ray.shutdown()
+        raise JobError(
+            f"pool.num_gpus: {settings.num_gpus}: this machine has no such GPU and no cluster was found; allowed: 0, "
+            "or the pool.address of a cluster that has"
+        )
+    return True
+
+
+def _refuse_silence(address: str) -> None:
+    """Knock before Ray does, which waits for minutes where nobody listens."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdecimal():
+        raise JobError(f"pool.address: {address}; allowed: auto, local, HOST:PORT or ray://HOST:PORT")
+    try:
+        socket.create_connection((host, int(port)), timeout=_KNOCK_S).close()
+    except OSError as error:
+        raise JobError(f"pool.address: {address}: no Ray cluster there: {error}") from error
+
+
+def free_resources() -> dict[str, float]:
+    """What of the cluster nobody has reserved: ``CPU``, ``GPU``, ``memory`` (bytes), ..."""
+    resources: dict[str, float] = ray.available_resources()  # type: ignore[no-untyped-call]
+    return resources
+
+
+def draining_nodes() -> frozenset[str]:
+    """Ids of the nodes that will go soon: told to end, or chosen by an autoscaler. Ray has no public call for this;
+    its own libraries use the same one."""
+    from ray._private.state import state
+
+    return frozenset(state.get_draining_nodes())

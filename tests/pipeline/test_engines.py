@@ -1,0 +1,177 @@
+"""When engines come and go: on need, when idle, when they hang, when their machine must go."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from ray.cluster_utils import Cluster
+
+from configs.schema import RayWorkers
+from pipeline.cluster import RayPool
+from pipeline.errors import WorkersUnavailable
+from pipeline.pool import Finished, WorkerLost
+from tests.cache_store.clusters import ray_cluster
+from tests.pipeline.waiters import SlowStart, Wait, Waiter
+
+pytestmark = pytest.mark.cluster
+
+WaiterPool = RayPool[Wait, int]
+PATIENCE_S = 100.0
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    """A head without CPUs for anybody, and a node with two."""
+    with ray_cluster(num_cpus=0) as cluster:
+        cluster.add_node(num_cpus=2, object_store_memory=100 * 2**20)
+        yield cluster
+
+
+def pool_of(make: Callable[[], Waiter] = Waiter, **settings: Any) -> WaiterPool:
+    return RayPool(make, RayWorkers(**{"workers": 2, "idle_seconds": 1, **settings}))
+
+
+class Tasks:
+    """Tasks that end when they are told to."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def wait(self, name: str) -> Wait:
+        return Wait(self._folder / f"{name}.end", self._folder / f"{name}.begun")
+
+    def end(self, *names: str) -> None:
+        for name in names:
+            self.wait(name).path.touch()
+
+    def has_begun(self, name: str) -> bool:
+        return self.wait(name).begun.exists()
+
+
+@pytest.fixture
+def tasks(tmp_path: Path) -> Tasks:
+    return Tasks(tmp_path)
+
+
+def until(pool: WaiterPool, holds: Callable[[list[Finished[int]]], bool]) -> list[Finished[int]]:
+    """What comes back until ``holds`` says that it is enough."""
+    finished: list[Finished[int]] = []
+    end_s = time.monotonic() + PATIENCE_S
+    while not holds(finished):
+        assert time.monotonic() < end_s, f"{pool.state}, {finished}"
+        finished += pool.wait(0.1)
+    return finished
+
+
+def alive(process: int) -> bool:
+    stat = Path(f"/proc/{process}/stat")
+    return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+def test_an_idle_engine_is_stopped_while_another_works_and_comes_again_on_need(cluster: Cluster, tasks: Tasks) -> None:
+    tasks.end("before", "again")
+    with pool_of(idle_seconds=3) as pool:
+        assert pool.state.num_starting == 0, "nothing is started before there is work"
+        for task_id in (-1, -2, -3, -4):
+            pool.submit(task_id, tasks.wait("before"))
+        until(pool, lambda finished: len(finished) == 4 and pool.state.num_ready == 2)
+        pool.submit(1, tasks.wait("short"))
+        pool.submit(2, tasks.wait("long"))
+        tasks.end("short")
+        [short] = until(pool, lambda finished: len(finished) == 1)
+        assert (short.task_id, pool.state.num_ready) == (1, 2)
+        until(pool, lambda _: pool.state.num_ready == 1)
+        until(pool, lambda _: not alive(short.result))  # type: ignore[arg-type]
+        assert ray.available_resources()["CPU"] == 1  # type: ignore[no-untyped-call]
+        pool.submit(3, tasks.wait("again"))
+        pool.submit(4, tasks.wait("again"))
+        tasks.end("long")
+        finished = until(pool, lambda finished: len(finished) == 3)
+        assert {item.task_id for item in finished} == {2, 3, 4}
+        assert not pool.state.lost, "an engine that was not needed is not lost"
+        until(pool, lambda _: pool.state.num_ready == 0)
+        until(pool, lambda _: ray.available_resources().get("CPU") == 2)  # type: ignore[no-untyped-call]
+
+
+def test_engines_that_wait_for_a_machine_are_let_go_when_their_work_is_done_by_others(
+    cluster: Cluster, tasks: Tasks
+) -> None:
+    with pool_of(workers=6) as pool:
+        for task_id in range(6):
+            pool.submit(task_id, tasks.wait(str(task_id)))
+        until(pool, lambda _: pool.state.num_ready == 2)
+        assert pool.state.num_starting >= 2, "one for each task that nobody has room for"
+        tasks.end(*"2345")
+        until(pool, lambda finished: len(finished) == 4)
+        until(pool, lambda _: pool.state.num_starting == 0)
+        assert pool.state.num_running == 2, "one works, with a task behind it"
+        tasks.end(*"01")
+        until(pool, lambda finished: len(finished) == 2)
+
+
+def test_a_hung_engine_is_replaced_and_only_its_running_task_is_to_blame(cluster: Cluster, tasks: Tasks) -> None:
+    with pool_of(workers=1, task_seconds=1) as pool:
+        pool.submit(1, tasks.wait("never"))
+        pool.submit(2, tasks.wait("behind"))
+        running, behind = until(pool, lambda finished: len(finished) == 2)
+        assert (running.task_id, behind.task_id) == (1, 2)
+        assert isinstance(running.result, WorkerLost) and isinstance(behind.result, WorkerLost)
+        assert (running.result.started, behind.result.started) == (True, False)
+        assert "no result within 1 s (pool.task_seconds: 1)" in running.result.why
+        assert pool.state.lost == {"hung": 1}
+        tasks.end("never", "behind")
+        pool.submit(2, tasks.wait("behind"))
+        pool.submit(1, tasks.wait("never"))
+        again = until(pool, lambda finished: len(finished) == 2)
+        assert all(alive(item.result) for item in again if isinstance(item.result, int))
+        assert {item.task_id for item in again} == {1, 2}
+
+
+def test_an_engine_that_hangs_while_it_loads_is_replaced_and_in_the_end_the_run_says_why(
+    cluster: Cluster, tasks: Tasks, tmp_path: Path
+) -> None:
+    slow = SlowStart(tmp_path / "loaded", tmp_path / "loading")
+    with pool_of(slow, workers=1, start_seconds=1) as pool:
+        pool.submit(1, tasks.wait("any"))
+        with pytest.raises(WorkersUnavailable, match=r"its model was not loaded within pool\.start_seconds: 1"):
+            until(pool, lambda finished: bool(finished))
+    begun = [int(line) for line in slow.begun.read_text().split()]
+    assert len(begun) == 3
+    assert len(set(begun)) == 3
+
+
+def test_a_machine_that_must_go_ends_what_it_has_and_gets_nothing_new(cluster: Cluster, tasks: Tasks) -> None:
+    with pool_of(workers=3, idle_seconds=60) as pool:
+        for name in ("0", "1", "2", "3", "4"):
+            pool.submit(int(name), tasks.wait(name))
+        until(pool, lambda _: tasks.has_begun("0") and tasks.has_begun("2"))
+        [going] = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
+        cluster.add_node(num_cpus=2, object_store_memory=100 * 2**20)
+        until(pool, lambda _: tasks.has_begun("4"))
+        drain(cluster.address, going["NodeID"])
+        tasks.end(*"01234")
+        finished = until(pool, lambda finished: len(finished) == 5)
+        assert all(isinstance(item.result, int) for item in finished), "nothing was lost"
+        processes = {item.task_id: item.result for item in finished}
+        assert processes[0] == processes[1] and processes[2] == processes[3]
+        until(pool, lambda _: pool.state.num_ready == 1)
+        tasks.end("5", "6")
+        pool.submit(5, tasks.wait("5"))
+        pool.submit(6, tasks.wait("6"))
+        later = until(pool, lambda finished: len(finished) == 2)
+        assert {item.result for item in later}.isdisjoint({processes[0], processes[2]})
+        assert not pool.state.lost
+
+
+def drain(address: str, node_id: str) -> None:
+    """Tell a node that it will be taken away in ten minutes, as the cloud tells a spot machine's."""
+    command = ["drain-node", "--address", address, "--node-id", node_id, "--deadline-remaining-seconds", "600"]
+    reasons = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "wanted elsewhere"]
+    subprocess.run([sys.executable, "-m", "ray.scripts.scripts", *command, *reasons], check=True, capture_output=True)
