@@ -255,7 +255,8 @@ class RayPool(Pool[Task, Done]):
 
     def _forget(self, engine: _Engine) -> None:
         self._engines.remove(engine)
-        for ref in (engine.placed, engine.loaded, *engine.running):
+        refs: list[ray.ObjectRef[Any]] = [engine.placed, engine.loaded, *engine.running]
+        for ref in refs:
             self._awaited.pop(ref, None)
 
     def _replace_hung(self, now_s: float) -> list[Finished[Done]]:

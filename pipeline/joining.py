@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import socket
 from typing import Any
 
@@ -31,8 +32,10 @@ def connect(settings: RayWorkers) -> bool:
             ray.init(address=settings.address, **_QUIET)
             return True
         except (ConnectionError, ValueError) as error:
-            if settings.address != "auto":
-                raise JobError(f"pool.address: {settings.address}: no Ray cluster there: {error}") from error
+            named = os.environ.get("RAY_ADDRESS")
+            if settings.address != "auto" or named:
+                where = f"auto, and RAY_ADDRESS={named}" if settings.address == "auto" else settings.address
+                raise JobError(f"pool.address: {where}: no Ray cluster there: {error}") from error
     num_cpus = math.ceil(settings.workers * settings.num_cpus)
     ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, **_QUIET)
     if settings.num_gpus > free_resources().get("GPU", 0):

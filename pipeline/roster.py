@@ -6,7 +6,8 @@ node there is (delay scheduling: Zaharia et al. 2010, "Delay Scheduling: A Simpl
 Fairness in Cluster Scheduling"). A task that fetches nothing is charged nothing, so without kept pairs tasks go out in
 the order in which they came.
 
-Invariants: a worker has at most ``TASKS_PER_WORKER`` tasks in hand; no worker with room goes without while a task
+Invariants: a worker has at most ``TASKS_PER_WORKER`` tasks in hand, and none behind one of several pieces, which is
+long enough for the driver to bring the next, and too long to wait behind while another worker is idle; no worker with room goes without while a task
 waits; a task is passed over at most once for each worker, about the time that one task takes; what lies where is only
 remembered, and being wrong about it costs time and nothing else; each step looks at a bounded number of tasks, however
 many workers there are.
@@ -50,6 +51,12 @@ class _Desk:
     node: str
     tasks: dict[int, Traits] = field(default_factory=dict)
     is_open: bool = True
+
+    @property
+    def has_room(self) -> bool:
+        """Whether it may be given a task."""
+        is_long = any(traits.num_pieces > 1 for traits in self.tasks.values())
+        return self.is_open and len(self.tasks) < TASKS_PER_WORKER and not is_long
 
 
 class Roster(Generic[Worker]):
@@ -184,7 +191,7 @@ class Roster(Generic[Worker]):
 
     def _file(self, worker: Worker) -> None:
         desk = self._desks[worker]
-        if desk.is_open and len(desk.tasks) < TASKS_PER_WORKER:
+        if desk.has_room:
             self._room[len(desk.tasks)][worker] = None
 
     def _unfile(self, worker: Worker) -> None:

@@ -36,6 +36,17 @@ def test_each_gets_one_before_anybody_gets_two_and_nobody_gets_three() -> None:
     assert handed_out(roster) == [(4, "b")]
 
 
+def test_nobody_waits_behind_a_task_of_several_pieces() -> None:
+    roster = roster_of(a="x", b="x")
+    roster.submit(0, Traits(num_pieces=9))
+    roster.submit(1)
+    roster.submit(2)
+    roster.submit(3)
+    assert handed_out(roster) == [(0, "a"), (1, "b"), (2, "b")]
+    roster.finish("a", 0)
+    assert handed_out(roster) == [(3, "a")]
+
+
 def test_tasks_of_one_that_left_are_its_own_in_order() -> None:
     roster = roster_of(a="x")
     roster.submit(7)
@@ -139,6 +150,8 @@ class History:
     roster: Roster[int] = field(default_factory=Roster)
     in_hand: dict[int, int] = field(default_factory=dict)
     """task -> worker"""
+    long: set[int] = field(default_factory=set)
+    """tasks of several pieces"""
     waiting: list[int] = field(default_factory=list)
     open_workers: set[int] = field(default_factory=set)
     workers: set[int] = field(default_factory=set)
@@ -156,9 +169,9 @@ class History:
             assert self.waiting.index(task) < LOOKAHEAD
             self.waiting.remove(task)
             self.in_hand[task] = worker
-        loads = [sum(w == worker for w in self.in_hand.values()) for worker in self.open_workers]
-        assert all(load <= TASKS_PER_WORKER for load in loads)
-        assert not self.waiting or all(load == TASKS_PER_WORKER for load in loads)
+        hands = [{task for task, own in self.in_hand.items() if own == worker} for worker in self.open_workers]
+        assert all(len(hand) <= TASKS_PER_WORKER for hand in hands)
+        assert not self.waiting or all(len(hand) == TASKS_PER_WORKER or hand & self.long for hand in hands)
         assert self.roster.num_waiting == len(self.waiting)
         assert self.roster.num_in_hand == len(self.in_hand)
 
@@ -184,13 +197,17 @@ def test_any_history_keeps_the_invariants(data: st.DataObject) -> None:
             near = dict.fromkeys(names, data.draw(st.integers(1, 3)))
             leaves = data.draw(st.sampled_from([None, "p", "q", "r"]))
             history.num_tasks += 1
-            roster.submit(history.num_tasks, Traits(1, leaves, near))
+            num_pieces = data.draw(st.integers(1, 2))
+            roster.submit(history.num_tasks, Traits(num_pieces, leaves, near))
+            if num_pieces > 1:
+                history.long.add(history.num_tasks)
             history.waiting.append(history.num_tasks)
         elif do in ("finish", "fail") and history.in_hand:
             task = data.draw(st.sampled_from(sorted(history.in_hand)))
             roster.finish(history.in_hand.pop(task), task, failed=do == "fail")
             if do == "fail":
                 roster.submit(task)
+                history.long.discard(task)
                 history.waiting.insert(0, task)
                 history.passed.pop(task, None)
         elif do in ("leave", "rest") and history.open_workers:
