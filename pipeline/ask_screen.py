@@ -5,7 +5,6 @@ Invariants: as ``screen``; both come from the same values; JSON has every span, 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import asdict
 from itertools import groupby
@@ -16,6 +15,7 @@ from rich.text import Text
 from pipeline.ask import Asked, Reply
 from pipeline.quantities import count, duration
 from pipeline.screen import around, one_line, plain
+from workers.logs import json_line
 
 SHOWN_SPANS = 5
 
@@ -42,7 +42,7 @@ def print_asked(console: Console, asked: Asked) -> None:
 
 def reply_json(reply: Reply) -> str:
     """A reply on one line."""
-    return json.dumps(
+    return json_line(
         {
             "document": reply.document,
             "question": reply.question,
@@ -52,8 +52,7 @@ def reply_json(reply: Reply) -> str:
             "chunks_read": reply.chunks.read,
             "chunks_from_store": reply.chunks.found,
             "seconds": round(reply.seconds, 3),
-        },
-        ensure_ascii=False,
+        }
     )
 
 

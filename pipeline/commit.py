@@ -8,9 +8,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 from pipeline.errors import IncompleteRun
+from pipeline.highlights import FailureExample, SlowDocument, examples_of, slowest_of
 from pipeline.outcome import Answer, Failure, Outcome
 
 
@@ -28,7 +30,10 @@ class CommittedFile:
 class CommitRecord:
     """What became of one part. ``expected`` questions of ``documents`` rows ended as ``answered + failed``;
     ``errors`` counts the failed by class. ``document_tokens`` counts each document that was read once;
-    seconds are engine time. ``answers`` and ``failures`` are None where there is none."""
+    seconds are engine time. ``answers`` and ``failures`` are None where there is none.
+
+    ``committed``: when, as the driver's machine knew it (UTC, ISO 8601). It, ``slowest`` and ``examples`` (by class of
+    error) are None in records of a version that did not write them."""
 
     part: int
     revision: int
@@ -45,6 +50,9 @@ class CommitRecord:
     generated_tokens: int
     seconds_encode: float
     seconds_answer: float
+    committed: str | None = None
+    slowest: tuple[SlowDocument, ...] | None = None
+    examples: dict[str, FailureExample] | None = None
 
     @property
     def files(self) -> tuple[CommittedFile, ...]:
@@ -54,8 +62,12 @@ class CommitRecord:
     @classmethod
     def from_json(cls, record: dict[str, Any]) -> CommitRecord:
         """The record whose fields ``record`` holds, as ``dataclasses.asdict`` gave them."""
-        files = {key: record[key] and CommittedFile(**record[key]) for key in ("answers", "failures")}
-        return cls(**{**record, **files})
+        read: dict[str, Any] = {key: record[key] and CommittedFile(**record[key]) for key in ("answers", "failures")}
+        if (slowest := record.get("slowest")) is not None:
+            read["slowest"] = tuple(SlowDocument(**entry) for entry in slowest)
+        if (examples := record.get("examples")) is not None:
+            read["examples"] = {error: FailureExample(**entry) for error, entry in examples.items()}
+        return cls(**{**record, **read})
 
 
 @dataclass(frozen=True)
@@ -123,6 +135,9 @@ def record_of(
         generated_tokens=sum(answer.generated_tokens for answer in answers),
         seconds_encode=sum(answer.seconds_encode for answer in answers),
         seconds_answer=sum(answer.seconds_answer for answer in answers),
+        committed=datetime.now(UTC).isoformat(timespec="milliseconds"),
+        slowest=slowest_of(answers),
+        examples=examples_of(failures),
     )
 
 

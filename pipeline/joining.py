@@ -9,6 +9,7 @@ import logging
 import math
 import os
 import socket
+from ipaddress import ip_address
 from typing import Any
 
 import ray
@@ -18,6 +19,8 @@ from pipeline.errors import JobError
 
 _KNOCK_S = 10.0
 _QUIET: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": False}
+
+_log = logging.getLogger(__name__)
 
 
 def connect(settings: RayWorkers) -> bool:
@@ -38,6 +41,11 @@ def connect(settings: RayWorkers) -> bool:
                 raise JobError(f"pool.address: {where}: no Ray cluster there: {error}") from error
     num_cpus = math.ceil(settings.workers * settings.num_cpus)
     ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, **_QUIET)
+    if not ip_address(ray.util.get_node_ip_address()).is_loopback:
+        _log.warning(
+            "the Ray of this run listens on every interface of this machine, since Ray was imported before the run; "
+            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0 in the environment keeps it to itself"
+        )
     if settings.num_gpus > free_resources().get("GPU", 0):
         ray.shutdown()
         raise JobError(

@@ -16,7 +16,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +28,10 @@ from pipeline.directory import RunDirectory
 from pipeline.errors import DirectoryError
 from pipeline.plan import Plan
 
-FORMAT = 1
+FORMAT = 2
+"""What is written. Format 1 lacks the times, slowest documents and examples of failures in commit records."""
+_READABLE = (1, 2)
+_READERS = 16
 JOB = "_job/job.json"
 PLAN = "_job/plan.json"
 EPOCHS = "_job/epoch"
@@ -63,8 +67,10 @@ def read_json(directory: RunDirectory, name: str) -> dict[str, Any] | None:
         return None
     try:
         record: dict[str, Any] = json.loads(content)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DirectoryError(f"{directory.url}: {name} is damaged: {error}") from error
+    if not isinstance(record, dict):
+        raise DirectoryError(f"{directory.url}: {name} is damaged: it holds {type(record).__name__}, no record")
     return record
 
 
@@ -84,10 +90,10 @@ def read_job(directory: RunDirectory) -> tuple[dict[str, Any], dict[str, Any]]:
     record = read_json(directory, JOB)
     if record is None:
         raise DirectoryError(f"{directory.url}: no run was started here: there is no {JOB}")
-    if record.get("format") != FORMAT:
+    if record.get("format") not in _READABLE:
         raise DirectoryError(
             f"{directory.url}: written in format {record.get('format')!r}, by another version of foveate; "
-            f"this one reads format {FORMAT}"
+            f"this one reads formats {' and '.join(map(str, _READABLE))}"
         )
     if not all(isinstance(record.get(key), dict) for key in ("job", "identity")):
         raise DirectoryError(f"{directory.url}: {JOB} is damaged: it lacks job or identity")
@@ -95,22 +101,70 @@ def read_job(directory: RunDirectory) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def read_commits(directory: RunDirectory, known: Mapping[int, CommitRecord] | None = None) -> dict[int, CommitRecord]:
-    """The record that counts of each committed part, in part order. ``known`` ones are not read again."""
+    """The record that counts of each committed part, in part order. ``known`` ones are not read again, the others
+    several at a time: a long run in object storage has tens of thousands. ``DirectoryError`` for a damaged one."""
     newest: dict[int, int] = {}
     for name in directory.names(COMMITS):
         if match := _COMMIT_NAME.fullmatch(name):
             part, revision = int(match[1]), int(match[2])
             newest[part] = max(revision, newest.get(part, 0))
-    found: dict[int, CommitRecord] = {}
-    for part, revision in sorted(newest.items()):
-        record = known.get(part) if known else None
-        if record is None or record.revision != revision:
-            content = read_json(directory, commit_name(part, revision))
-            if content is None:
-                raise DirectoryError(f"{directory.url}: the commit of part {part} was removed while it was read")
-            record = CommitRecord.from_json(content)
-        found[part] = record
-    return found
+    found = {part: record for part, record in (known or {}).items() if newest.get(part) == record.revision}
+    found |= _read_records(directory, [(part, newest[part]) for part in newest.keys() - found.keys()])
+    return dict(sorted(found.items()))
+
+
+def read_first_commits(
+    directory: RunDirectory, records: Mapping[int, CommitRecord], known: Mapping[int, CommitRecord] | None = None
+) -> dict[int, CommitRecord]:
+    """The record that each part of ``records`` was committed with at first, before any retry of its failures. As
+    ``read_commits`` otherwise."""
+    found = {part: record for part, record in records.items() if record.revision == 0}
+    found |= {part: record for part, record in (known or {}).items() if part in records}
+    return found | _read_records(directory, [(part, 0) for part in records.keys() - found.keys()])
+
+
+def _read_records(directory: RunDirectory, wanted: Sequence[tuple[int, int]]) -> dict[int, CommitRecord]:
+    """Records by part. ``wanted``: parts with their revisions."""
+    if len(wanted) < _READERS:
+        return {part: _read_record(directory, part, revision) for part, revision in wanted}
+    with ThreadPoolExecutor(_READERS) as readers:
+        records = readers.map(lambda one: _read_record(directory, *one), wanted)
+        return {part: record for (part, _), record in zip(wanted, records, strict=True)}
+
+
+def _read_record(directory: RunDirectory, part: int, revision: int) -> CommitRecord:
+    name = commit_name(part, revision)
+    content = read_json(directory, name)
+    if content is None:
+        raise DirectoryError(f"{directory.url}: the commit of part {part} was removed while it was read")
+    try:
+        record = CommitRecord.from_json(content)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DirectoryError(f"{directory.url}: {name} is damaged: {error!r}") from error
+    foreign = [file.name for file in record.files if not _is_file_of(file.name, part, revision)]
+    if foreign or (record.part, record.revision) != (part, revision):
+        named = f"it names {foreign[0]!r}" if foreign else f"it is of part {record.part}.{record.revision}"
+        raise DirectoryError(f"{directory.url}: {name} is damaged: {named}")
+    return record
+
+
+def _is_file_of(name: object, part: int, revision: int) -> bool:
+    """Whether a record may name this file. What it names is read and, by a later revision, removed: a record that was
+    tampered with must not reach beyond its own part's files."""
+    match = _FILE_NAME.fullmatch(name) if isinstance(name, str) else None
+    return match is not None and (int(match[1]), int(match[2])) == (part, revision)
+
+
+def read_epochs(directory: RunDirectory) -> tuple[EpochRecord, ...]:
+    """The starts of drivers, in order. ``DirectoryError`` for a damaged record."""
+    found = []
+    for name in directory.names(EPOCHS):
+        record = read_json(directory, name)
+        try:
+            found += [EpochRecord(**record)] if record is not None else []
+        except TypeError as error:
+            raise DirectoryError(f"{directory.url}: {name} is damaged: {error}") from error
+    return tuple(sorted(found, key=lambda record: record.epoch))
 
 
 def commit_name(part: int, revision: int) -> str:

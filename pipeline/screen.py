@@ -1,4 +1,4 @@
-"""What the commands print: a run's end, its status, an estimate, this machine, a calibration.
+"""What the commands print: a run's end, an estimate, this machine, a calibration.
 
 Invariants: everything printed comes from a value that some function returned or from the committed output; text
 of documents, questions and models is printed on one line, as it is, never read as markup.
@@ -17,11 +17,10 @@ from rich.text import Text
 from pipeline.quantities import count, duration, in_bytes
 from pipeline.report.words import mentions
 
-if TYPE_CHECKING:  # so that printing a status waits for no torch
+if TYPE_CHECKING:  # so that printing waits for no torch
     from pipeline.doctor import Section
     from pipeline.driver import Summary
     from pipeline.estimate import Estimate, Measured
-    from pipeline.status import Status
     from workers.selection.gate import Gate
     from workers.selection.headmap import HeadMap
     from workers.selection.profile import Profile
@@ -30,38 +29,6 @@ FIRST_ANSWERS = 5
 _SHOWN_COLUMNS = ("id", "question", "answer")
 _CHECKED_LINES = 20
 _CELL_CHARACTERS = 80
-
-
-def print_status(console: Console, status: Status) -> None:
-    """What a run directory holds."""
-    totals = status.totals
-    state = "finished" if status.is_finished else "not finished: the command that started it goes on with it"
-    _facts(
-        console,
-        status.url,
-        [
-            ("state", state),
-            ("parts", f"{totals.parts:,} of {status.parts:,} committed"),
-            ("documents", f"{totals.documents:,} of {status.documents:,}"),
-            ("tokens", f"{totals.document_tokens:,} read{_of_all(status)}"),
-            *([("not asked", f"{status.unasked:,} documents have no question")] if status.unasked else []),
-            ("answered", f"{totals.answered:,}"),
-            ("failed", _failed(totals.failed, totals.retryable, totals.errors)),
-            ("engine time", duration(totals.seconds_encode + totals.seconds_answer)),
-            ("starts", _starts(status)),
-        ],
-    )
-
-
-def _of_all(status: Status) -> str:
-    return "" if status.is_finished or not status.tokens else f", about {status.tokens_committed / status.tokens:.0%}"
-
-
-def _starts(status: Status) -> str:
-    if not status.epochs:
-        return "none"
-    last = status.epochs[-1]
-    return f"{len(status.epochs)}, the last on {last.host} at {last.started}"
 
 
 def _failed(number: int, retryable: int, errors: dict[str, int]) -> str:
@@ -75,7 +42,7 @@ def _failed(number: int, retryable: int, errors: dict[str, int]) -> str:
 def print_summary(console: Console, summary: Summary, tokens_per_s: float, report: str) -> None:
     """What a run came to, and where everything is."""
     totals = summary.totals
-    _facts(
+    facts(
         console,
         "",
         [
@@ -119,7 +86,7 @@ def print_checked(console: Console, summary: Summary) -> None:
         expected = " + ".join(one.expected.splitlines())
         console.print(
             Text(
-                f"  {'✓' if one.correct else '✗'} {one.id} {one.question_id}: "
+                f"  {'✓' if one.correct else '✗'} {one_line(one.id)} {one_line(one.question_id)}: "
                 f"{one_line(one.answer)!r}, expected {one_line(expected)!r}"
             ),
             soft_wrap=True,
@@ -132,7 +99,7 @@ def print_estimate(console: Console, estimate: Estimate) -> None:
     """What a job would do."""
     counts = estimate.counts
     saved = f" ({estimate.kept_kv_bytes / estimate.full_kv_bytes:.1%})" if estimate.full_kv_bytes else ""
-    _facts(
+    facts(
         console,
         "",
         [
@@ -175,7 +142,7 @@ def _measured(measured: Measured) -> str:
 def print_sections(console: Console, sections: Iterable[Section]) -> None:
     """What ``foveate doctor`` found."""
     for section in sections:
-        _facts(console, section.title, section.findings)
+        facts(console, section.title, section.findings)
 
 
 def print_profile(console: Console, profile: Profile, path: Path) -> None:
@@ -205,7 +172,7 @@ def print_head_map(console: Console, head_map: HeadMap, path: Path) -> None:
 
 
 def _found(console: Console, named: list[tuple[str, str]], measured: dict[str, Any], path: Path) -> None:
-    _facts(console, "", [*named, *_leaves(measured)])
+    facts(console, "", [*named, *_leaves(measured)])
     console.print(f"written to {path}", markup=False, highlight=False, soft_wrap=True)
 
 
@@ -219,11 +186,11 @@ def _leaves(measured: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, s
             yield f"{prefix}{name}", f"{value:.3f}" if isinstance(value, float) else str(value)
 
 
-def _facts(console: Console, title: str, facts: Iterable[tuple[str, str]]) -> None:
+def facts(console: Console, title: str, found: Iterable[tuple[str, str]]) -> None:
     """Names and values in two columns, values never cut: a pipe may want all of them."""
     if title:
         console.print(Text(title, style="bold"), soft_wrap=True)
-    listed = list(facts)
+    listed = list(found)
     width = max((len(name) for name, _ in listed), default=0)
     for name, value in listed:
         console.print(Text(f"  {name:<{width}}  {value}"), soft_wrap=True)

@@ -1,27 +1,36 @@
 """What a run directory holds, read by anyone at any time: nothing is written, no lock is taken.
 
-Invariant: answers and failures are those of exactly the committed parts, whole, although a driver may be
-committing while they are read.
+A directory tells what was committed and when, on a local disk and in object storage alike. It cannot tell whether a
+driver works at this moment: it tells when one gave its last sign of life, and whether the next is overdue.
+
+Invariants: answers and failures are those of exactly the committed parts, whole, although a driver may be
+committing while they are read; a status is read from records alone, so its cost grows with the parts and not with
+what they hold.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
 
 import pyarrow as pa
 
 from pipeline.commit import CommitRecord, CommittedFile, Totals
 from pipeline.directory import RunDirectory
+from pipeline.errors import DirectoryError
+from pipeline.highlights import FailureClass, SlowDocument, merged, slowest_among
 from pipeline.plan import Plan
+from pipeline.rates import Done, Rates, is_silent, longest_gap_s, rates_of
 from pipeline.records import (
-    EPOCHS,
     SUCCESS,
     EpochRecord,
     read_commits,
     read_committed,
+    read_epochs,
+    read_first_commits,
     read_job,
-    read_json,
     read_plan,
     unnamed_files,
 )
@@ -29,15 +38,46 @@ from pipeline.tables import ANSWER_SCHEMA, FAILURE_SCHEMA, to_table
 
 _LOOKS = 3
 
+Clock = Callable[[], datetime]
+"""The time, with its zone."""
+
+
+class Phase(StrEnum):
+    """What can be said of a run at a moment."""
+
+    FINISHED = "finished"
+    WORKING = "working"  # signs of life come as often as they did
+    SILENT = "silent"  # the next sign of life is overdue: stopped, killed, or stuck
+    UNKNOWN = "unknown"  # no commit yet, so nothing to compare with
+
+
+@dataclass(frozen=True)
+class Life:
+    """Signs of life, which are starts and commits: the last one, seconds since then (never negative, though clocks
+    differ), and how far apart those of one start were at most. None where there is none, or only one."""
+
+    last_sign: datetime | None
+    silent_s: float | None
+    gap_s: float | None
+
+    @property
+    def phase(self) -> Phase:
+        """That of a run that is not finished."""
+        if self.silent_s is None or self.gap_s is None:
+            return Phase.UNKNOWN
+        return Phase.SILENT if is_silent(self.silent_s, self.gap_s) else Phase.WORKING
+
 
 @dataclass(frozen=True)
 class Status:
     """A run at one moment. ``parts``, ``documents`` and ``tokens`` are planned (tokens as ``plan.Part``
     estimates them), ``tokens_committed`` the same estimate of the committed parts, ``totals`` what the commits
-    say. ``orphans``: data files that no commit names, in the making or left by a killed driver."""
+    say. ``orphans``: data files that no commit names, in the making or left by a killed driver. ``left_s``: for what
+    is not committed, at the recent rate; None where it is not known. ``untold``: parts whose records are of a version
+    that did not write times, slowest documents and examples."""
 
     url: str
-    is_finished: bool
+    phase: Phase
     parts: int
     documents: int
     unasked: int
@@ -46,25 +86,106 @@ class Status:
     totals: Totals
     epochs: tuple[EpochRecord, ...]
     orphans: tuple[str, ...]
+    rates: Rates
+    left_s: float | None
+    life: Life
+    failures: tuple[FailureClass, ...]
+    slowest: tuple[SlowDocument, ...]
+    untold: int
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether every question has ended and the run says so."""
+        return self.phase == Phase.FINISHED
 
 
-def read_status(directory: RunDirectory) -> Status:
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+class StatusReader:
+    """Reads a run's status again and again; what never changes is read once."""
+
+    def __init__(self, directory: RunDirectory, clock: Clock = _now) -> None:
+        self._directory, self._clock = directory, clock
+        self._plan: Plan | None = None
+        self._records: dict[int, CommitRecord] = {}
+        self._first: dict[int, CommitRecord] = {}
+
+    def read(self) -> Status:
+        """The status now. ``DirectoryError`` where no run was started or a record is damaged."""
+        directory = self._directory
+        read_job(directory)
+        # In this order: a run that is marked as finished has all its commits, and a commit has its start.
+        is_finished = directory.read(SUCCESS) is not None
+        self._plan = self._plan or read_plan(directory)
+        self._records = read_commits(directory, self._records)
+        self._first = read_first_commits(directory, self._records, self._first)
+        plan, records, epochs = self._plan or Plan((), ()), self._records, read_epochs(directory)
+        starts = {record.epoch: self._seconds(record.started, f"start {record.epoch}") for record in epochs}
+        life, rates = self._life(starts), rates_of(starts, self._done(plan))
+        tokens_committed = sum(part.tokens for part in plan.parts if part.index in records)
+        left_s = rates.recent.seconds_for(plan.tokens - tokens_committed) if rates.recent else None
+        return Status(
+            url=directory.url,
+            phase=Phase.FINISHED if is_finished else life.phase,
+            parts=len(plan.parts),
+            documents=plan.rows,
+            unasked=plan.unasked,
+            tokens=plan.tokens,
+            tokens_committed=tokens_committed,
+            totals=Totals.of(records.values()),
+            epochs=epochs,
+            orphans=tuple(unnamed_files(directory, records.values())),
+            rates=rates,
+            left_s=0.0 if is_finished else left_s,
+            life=life,
+            failures=merged([r.errors for r in records.values()], [r.examples for r in records.values()]),
+            slowest=slowest_among(document for r in records.values() for document in r.slowest or ()),
+            untold=sum(record.committed is None for record in records.values()),
+        )
+
+    def _life(self, starts: Mapping[int, float]) -> Life:
+        signs: dict[int, set[float]] = {}
+        for record in (*self._records.values(), *self._first.values()):
+            if (moment := self._moment(record)) is not None:
+                signs.setdefault(record.epoch, set()).add(moment)
+        last_s = max([*starts.values(), *(moment for moments in signs.values() for moment in moments)], default=None)
+        if last_s is None:
+            return Life(None, None, None)
+        silent_s = max(0.0, self._clock().timestamp() - last_s)
+        return Life(datetime.fromtimestamp(last_s, UTC), silent_s, longest_gap_s(starts, signs))
+
+    def _done(self, plan: Plan) -> list[Done]:
+        """The first commits: a retry of failures reads a few documents, and its record counts all."""
+        return [
+            Done(
+                start=record.epoch,
+                at_s=moment,
+                documents=record.documents,
+                tokens=record.document_tokens,
+                planned_tokens=plan.parts[part].tokens if part < len(plan.parts) else 0,
+            )
+            for part, record in self._first.items()
+            if (moment := self._moment(record)) is not None
+        ]
+
+    def _moment(self, record: CommitRecord) -> float | None:
+        if record.committed is None:
+            return None
+        return self._seconds(record.committed, f"the commit of part {record.part}")
+
+    def _seconds(self, moment: str, what: str) -> float:
+        """In Unix time."""
+        try:
+            return datetime.fromisoformat(moment).timestamp()
+        except (TypeError, ValueError, OverflowError) as error:
+            raise DirectoryError(f"{self._directory.url}: {what} is damaged: its time is {moment!r}") from error
+
+
+def read_status(directory: RunDirectory, clock: Clock = _now) -> Status:
     """The status of a run, running or not. ``DirectoryError`` where none was started or a record is damaged."""
-    read_job(directory)
-    plan = read_plan(directory) or Plan((), ())
-    records = read_commits(directory)
-    return Status(
-        url=directory.url,
-        is_finished=directory.read(SUCCESS) is not None,
-        parts=len(plan.parts),
-        documents=plan.rows,
-        unasked=plan.unasked,
-        tokens=plan.tokens,
-        tokens_committed=sum(part.tokens for part in plan.parts if part.index in records),
-        totals=Totals.of(records.values()),
-        epochs=_epochs(directory),
-        orphans=tuple(unnamed_files(directory, records.values())),
-    )
+    return StatusReader(directory, clock).read()
 
 
 def read_answers(directory: RunDirectory) -> pa.Table:
@@ -91,9 +212,3 @@ def _read_tables(
             continue
         return pa.concat_tables([schema.empty_table(), *tables])
     raise AssertionError("the last look returns or raises")
-
-
-def _epochs(directory: RunDirectory) -> tuple[EpochRecord, ...]:
-    records = (read_json(directory, name) for name in directory.names(EPOCHS))
-    found = [EpochRecord(**record) for record in records if record is not None]
-    return tuple(sorted(found, key=lambda record: record.epoch))

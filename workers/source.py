@@ -51,7 +51,7 @@ def locate(source: str) -> ModelSource:
         weights = _digest(pieces)
         return ModelSource(_converted(name, pieces, weights), weights, weights)
     directory = pieces[0] if pieces[0].is_dir() else _downloaded(source)
-    shards = sorted(directory.glob("*.safetensors")) or sorted(directory.glob("*.bin"))
+    shards = sorted(directory.glob("*.safetensors"))
     if not shards or not (directory / "config.json").is_file():
         raise ModelError(f"model.source: {directory}: is no model: it needs config.json and *.safetensors weights")
     words = [file for file in sorted(directory.glob("*token*")) if file.is_file()]

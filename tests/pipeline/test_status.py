@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from obstore.store import MemoryStore
 
+from pipeline.commit import CommittedFile
 from pipeline.directory import LocalDirectory, ObjectDirectory, RunDirectory
 from pipeline.errors import DirectoryError
-from pipeline.records import CommittedFile
-from pipeline.status import read_answers, read_failures, read_status
-from tests.pipeline.killed import QUESTIONS, ROWS, answer, commit_part, outcomes, start
+from pipeline.outcome import Answer
+from pipeline.rates import NUM_RECENT
+from pipeline.status import Phase, Status, StatusReader, read_answers, read_failures, read_status
+from tests.pipeline.clock import Clock
+from tests.pipeline.killed import QUESTIONS, ROWS, answer, commit_part, outcomes, plan_of, start
 
 
 @pytest.fixture(params=["local", "object storage"])
@@ -114,3 +124,282 @@ def test_answers_are_whole_while_a_retry_replaces_them() -> None:
     directory.pending = True
     assert read_answers(directory).num_rows == ROWS * len(QUESTIONS)
     assert not directory.pending
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    return Clock().put_in(monkeypatch)
+
+
+def seconds(status: Status) -> float:
+    """Over which the overall rate was measured."""
+    assert status.rates.overall is not None
+    return status.rates.overall.seconds
+
+
+def test_rates_leave_the_pause_between_two_starts_out(directory: RunDirectory, clock: Clock) -> None:
+    state = start(directory)
+    clock.wait(10)
+    commit_part(state, 0)
+    clock.wait(3600)  # it works for a while, is killed, and nobody comes for an hour
+    state = start(directory)
+    clock.wait(20)
+    commit_part(state, 2)
+    status = read_status(directory, clock)
+    assert status.rates.recent == status.rates.overall
+    assert status.rates.overall is not None
+    assert (status.rates.overall.seconds, status.rates.overall.parts) == (30, 2)
+    assert status.rates.overall.documents_per_hour == 3600 * 2 * ROWS / 30
+    assert status.rates.overall.tokens_per_s == status.totals.document_tokens / 30
+    assert status.left_s == 15  # one part of three, as large as the others
+
+
+def test_two_drivers_at_once_work_the_same_seconds(directory: RunDirectory, clock: Clock) -> None:
+    both = [start(directory), start(directory)]
+    for part, state in enumerate(both):
+        clock.wait(10)
+        commit_part(state, part)
+    assert seconds(read_status(directory, clock)) == 20
+    assert read_status(directory, clock).life.gap_s == 20
+
+
+def test_the_recent_rate_is_that_of_the_last_commits(directory: RunDirectory, clock: Clock) -> None:
+    state = start(directory, plan_of(NUM_RECENT + 20))
+    for part in range(NUM_RECENT + 10):
+        clock.wait(100 if part < 10 else 5)
+        commit_part(state, part)
+    status = read_status(directory, clock)
+    assert status.rates.recent is not None and status.rates.recent.parts == NUM_RECENT
+    assert status.rates.recent.seconds == NUM_RECENT * 5
+    assert seconds(status) == 10 * 100 + NUM_RECENT * 5
+    assert status.left_s == 10 * 5
+
+
+@pytest.mark.parametrize(("waited_s", "phase"), [(0, Phase.WORKING), (80, Phase.WORKING), (3600, Phase.SILENT)])
+def test_a_run_is_silent_when_its_next_sign_of_life_is_overdue(
+    directory: RunDirectory, clock: Clock, waited_s: float, phase: Phase
+) -> None:
+    state = start(directory)
+    clock.wait(40)
+    commit_part(state, 0)
+    clock.wait(waited_s)
+    status = read_status(directory, clock)
+    assert (status.phase, status.life.silent_s, status.life.gap_s) == (phase, waited_s, 40)
+
+
+def test_without_a_commit_nothing_is_claimed(directory: RunDirectory, clock: Clock) -> None:
+    start(directory)
+    clock.wait(5000)
+    status = read_status(directory, clock)
+    assert (status.phase, status.left_s, status.rates.overall) == (Phase.UNKNOWN, None, None)
+    assert (status.life.silent_s, status.life.gap_s) == (5000, None)
+
+
+def test_a_clock_behind_the_drivers_makes_no_negative_silence(directory: RunDirectory, clock: Clock) -> None:
+    commit_part(start(directory), 0)
+    clock.wait(-100)
+    assert read_status(directory, clock).life.silent_s == 0
+
+
+def test_a_retry_of_failures_is_a_sign_of_life_and_no_reading(directory: RunDirectory, clock: Clock) -> None:
+    state = start(directory)
+    for part in range(3):
+        clock.wait(10)
+        commit_part(state, part)
+    state.finish()
+    before = read_status(directory, clock)
+    clock.wait(3600)
+    retry = start(directory)
+    clock.wait(2)
+    healed = [answer(failed.source_row, failed.question_id) for failed in retry.failures(1)]
+    assert retry.recommit(1, healed, [], 0)
+    after = read_status(directory, clock)
+    assert (after.rates, after.left_s, after.life.silent_s) == (before.rates, 0.0, 0)
+    assert after.failures == () and len(before.failures) == 1
+
+
+def test_failures_come_by_class_with_an_example(directory: RunDirectory) -> None:
+    state = start(directory)
+    commit_part(state, 0)
+    answers, failures = outcomes(1)
+    long = [replace(failed, error="Odd", message="x" * 10_000) for failed in failures[:1]]
+    assert state.commit(1, answers, [*long, *failures[1:]], ROWS, ROWS * len(QUESTIONS))
+    lost, odd = read_status(directory).failures
+    assert (lost.error, lost.questions, lost.example and lost.example.message) == (
+        "WorkerLost", len(failures) - 1, "gone"
+    )  # fmt: skip
+    assert lost.retryable == sum(failed.retryable for failed in failures[1:])
+    assert (odd.questions, odd.example and len(odd.example.message)) == (1, 500)
+
+
+def slow(row: int, seconds_encode: float) -> list[Answer]:
+    return [replace(answer(row, question), seconds_encode=seconds_encode) for question in QUESTIONS]
+
+
+def test_the_slowest_documents_of_all_parts(directory: RunDirectory) -> None:
+    state = start(directory)
+    times = {0: 1.0, 1: 9.0, 2: 3.0, 3: 2.0, 4: 8.0, 5: 0.1, 6: 7.0, 7: 6.0}
+    for part in (1, 0):
+        answers = [one for row in range(part * ROWS, part * ROWS + ROWS) for one in slow(row, times[row])]
+        assert state.commit(part, answers, [], ROWS, ROWS * len(QUESTIONS))
+    slowest = read_status(directory).slowest
+    assert [document.id for document in slowest] == ["d1", "d4", "d6", "d7", "d2"]
+    assert (slowest[0].seconds_encode, slowest[0].seconds_answer, slowest[0].tokens) == (27.0, 0.75, 101)
+
+
+NEW = ("committed", "slowest", "examples")
+
+
+def as_of_yesterday(directory: RunDirectory, keep: Callable[[str], bool] = lambda name: False) -> None:
+    """Take from the records what the version before did not write; ``keep``: not from these."""
+    for name in directory.names("_job"):
+        record: dict[str, Any] = json.loads(directory.read(name) or b"")
+        record |= {"format": 1} if name == "_job/job.json" else {}
+        changed = {key: value for key, value in record.items() if key not in NEW or keep(name)}
+        directory.delete(name)
+        assert directory.create(name, json.dumps(changed).encode())
+
+
+def test_a_run_of_an_earlier_version_is_read_and_goes_on(directory: RunDirectory, clock: Clock) -> None:
+    commit_part(start(directory), 1)
+    as_of_yesterday(directory)
+    status = read_status(directory, clock)
+    assert (status.totals.parts, status.untold, status.phase, status.slowest) == (1, 1, Phase.UNKNOWN, ())
+    assert [(one.questions, one.retryable, one.example) for one in status.failures] == [
+        (status.totals.failed, None, None)
+    ]
+    state = start(directory)
+    clock.wait(10)
+    commit_part(state, 0), commit_part(state, 2)
+    assert state.finish().parts == 3
+    status = read_status(directory, clock)
+    assert (status.is_finished, status.untold, seconds(status), len(status.slowest)) == (True, 1, 10, 5)
+    assert status.rates.overall is not None and status.rates.overall.parts == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("_job/commits/part-00001.0.json", b"[]", "holds list"),
+        ("_job/commits/part-00001.0.json", b"\x80\x04pickle", "is damaged"),
+        ("_job/commits/part-00001.0.json", b"{}", "answers"),
+        ("_job/epoch/1.json", b'{"epoch": 1}', "missing"),
+        ("_job/plan.json", b"{", "plan.json is damaged"),
+    ],
+)
+def test_a_damaged_record_is_named(directory: RunDirectory, name: str, content: bytes, words: str) -> None:
+    commit_part(start(directory), 1)
+    directory.delete(name)
+    directory.create(name, content)
+    with pytest.raises(DirectoryError, match=words) as raised:
+        read_status(directory)
+    assert name in str(raised.value) and directory.url in str(raised.value)
+
+
+@pytest.mark.parametrize("named", ["../../secret", "/etc/passwd", "data/../x.parquet", "_job/job.json", 7])
+def test_a_record_that_names_a_file_beyond_its_part_is_refused(directory: RunDirectory, named: object) -> None:
+    commit_part(start(directory), 1)
+    change(directory, "_job/commits/part-00001.0.json", ("answers", "name"), named)
+    with pytest.raises(DirectoryError, match=r"part-00001\.0\.json is damaged: it names"):
+        read_status(directory)
+
+
+def test_a_record_with_an_impossible_time_is_refused(directory: RunDirectory) -> None:
+    commit_part(start(directory), 1)
+    change(directory, "_job/commits/part-00001.0.json", ("committed",), "yesterday")
+    with pytest.raises(DirectoryError, match="the commit of part 1 is damaged: its time is 'yesterday'"):
+        read_status(directory)
+
+
+def change(directory: RunDirectory, name: str, keys: tuple[str, ...], value: object) -> None:
+    record = json.loads(directory.read(name) or b"")
+    inner = record
+    for key in keys[:-1]:
+        inner = inner[key]
+    inner[keys[-1]] = value
+    directory.delete(name)
+    assert directory.create(name, json.dumps(record).encode())
+
+
+class Finishing(ObjectDirectory):
+    """Another driver ends the run right after the commits were listed, once."""
+
+    pending = False
+
+    def names(self, folder: str) -> list[str]:
+        found = super().names(folder)
+        if self.pending and folder == "_job/commits":
+            self.pending = False
+            state = start(self)
+            commit_part(state, 1), commit_part(state, 2)
+            state.finish()
+        return found
+
+
+def test_a_run_that_ends_meanwhile_is_not_finished_with_parts_missing() -> None:
+    directory = Finishing(MemoryStore())
+    commit_part(start(directory), 0)
+    reader, directory.pending = StatusReader(directory), True
+    found = reader.read()
+    assert not directory.pending
+    assert not found.is_finished or found.totals.parts == 3
+    assert reader.read().is_finished
+
+
+class Counting(ObjectDirectory):
+    """Counts the commit records that are read."""
+
+    num_read = 0
+
+    def read(self, name: str) -> bytes | None:
+        self.num_read += name.startswith("_job/commits/")
+        return super().read(name)
+
+
+def test_looking_again_reads_only_new_commits() -> None:
+    directory = Counting(MemoryStore())
+    state = start(directory)
+    commit_part(state, 0)
+    reader = StatusReader(directory)
+    reader.read()
+    commit_part(state, 1)
+    directory.num_read = 0
+    assert (reader.read().totals.parts, directory.num_read) == (2, 1)
+
+
+STEPS = st.one_of(
+    st.tuples(st.just("start"), st.floats(-50, 1e6)),
+    st.tuples(st.just("commit"), st.floats(-50, 1e6)),
+    st.tuples(st.just("retry"), st.floats(-50, 1e6)),
+)
+
+
+@given(st.lists(STEPS, max_size=12), st.floats(-1e5, 1e5), st.booleans())
+def test_no_history_has_a_negative_rate_or_an_endless_one(
+    history: list[tuple[str, float]], look_s: float, tells: bool
+) -> None:
+    directory = ObjectDirectory(MemoryStore())
+    with pytest.MonkeyPatch.context() as patch:
+        clock = Clock().put_in(patch)
+        states, left = [start(directory, plan_of(6))], list(range(6))
+        for what, waited_s in history:
+            clock.wait(waited_s)
+            if what == "start":
+                states.append(start(directory))
+            elif what == "commit" and left:
+                commit_part(states[int(abs(waited_s)) % len(states)], left.pop())
+            elif what == "retry":
+                for part, record in states[-1].committed().items():
+                    remaining = states[-1].failures(part)
+                    assert states[-1].recommit(part, [], remaining, record.revision)
+        if not tells:
+            as_of_yesterday(directory, keep=lambda name: "part-00005" in name)
+        clock.wait(look_s)
+        status = read_status(directory, clock)
+    for rate in (status.rates.overall, status.rates.recent):
+        if rate is not None:
+            assert 0 <= rate.tokens_per_s < math.inf and 0 <= rate.documents_per_hour < math.inf
+            assert rate.seconds > 0 and rate.documents == ROWS * rate.parts
+    for time in (status.left_s, status.life.silent_s, status.life.gap_s):
+        assert time is None or 0 <= time < math.inf
+    assert status.totals.parts == 6 - len(left)

@@ -21,8 +21,9 @@ def convert_gguf(gguf: Path, directory: Path) -> None:
             gguf_file=gguf.name,
             quantization_config=GgufConfig(dequantize=True),
             dtype=torch.float32,
+            trust_remote_code=False,
         )
-        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, trust_remote_code=False)
     except (OSError, ValueError, KeyError, struct.error) as error:
         raise ModelError(f"model.source: {gguf}: cannot be read as GGUF: {error}") from error
     model.save_pretrained(directory)

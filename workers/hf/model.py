@@ -38,7 +38,11 @@ class LanguageModel:
         transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         try:
             self._model: Any = AutoModelForCausalLM.from_pretrained(
-                directory, dtype=dtype, device_map="auto" if is_spread else None
+                directory,
+                dtype=dtype,
+                device_map="auto" if is_spread else None,
+                use_safetensors=True,
+                trust_remote_code=False,
             )
         except (OSError, ValueError, KeyError, SafetensorError) as error:
             raise ModelError(f"model.source: {directory}: cannot be loaded: {error}") from error

@@ -43,7 +43,7 @@ class ModelShape:
 def model_shape(directory: Path) -> ModelShape:
     """Read the sizes from a model's config, without its weights. Raises ``ModelError``."""
     try:
-        config = AutoConfig.from_pretrained(directory)
+        config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ModelError(f"model.source: {directory}: not a model that transformers knows: {error}") from error
     return shape_of(config, directory)

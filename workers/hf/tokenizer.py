@@ -24,7 +24,7 @@ class Tokenizer:
     def __init__(self, directory: Path) -> None:
         """Load the tokenizer of a model directory. Raises ``ModelError``."""
         try:
-            self._tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(directory)
+            self._tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
         except (OSError, ValueError, KeyError) as error:
             raise ModelError(f"model.source: {directory}: no tokenizer there: {error}") from error
         if not self._tokenizer.is_fast:
