@@ -2,7 +2,7 @@
 
     0    every question ended as an outcome            2    usage, job file, corpus, model, directory
     1    anything else; a run can be resumed           3    --strict, and a question failed
-    130  Ctrl-C
+    130  stopped by Ctrl-C or SIGTERM
 
 Invariants: errors that a user can mend are printed as their message alone, on stderr; what is not our user's
 fault keeps its traceback; torch, ray and transformers are imported by the commands that need them.
@@ -11,14 +11,13 @@ fault keeps its traceback; torch, ray and transformers are imported by the comma
 from __future__ import annotations
 
 import json
-import logging
 import os
 import shlex
 import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from enum import StrEnum
 from pathlib import Path
 from types import FrameType
@@ -32,6 +31,7 @@ from configs.errors import ConfigError
 from pipeline.errors import IncompleteRun, Interrupted, JobError, TooManyFailures, WorkersUnavailable
 from pipeline.render_cli import render_app
 from pipeline.store_cli import store_app
+from workers import logs
 from workers.errors import BackendUnavailable, ModelError
 
 if TYPE_CHECKING:
@@ -61,6 +61,7 @@ JobFile = Annotated[Path, typer.Argument(metavar="JOB.yaml", help="The job file.
 Directory = Annotated[str, typer.Argument(metavar="DIR", help="A run's output directory, or its URL.")]
 Settings = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the job.")]
 Strict = Annotated[bool, typer.Option("--strict", help="Exit with 3 if any question failed.")]
+_WATCH_S = 3.0
 
 
 @app.command()
@@ -69,15 +70,21 @@ def run(
     settings: Settings = None,
     output: Annotated[str | None, typer.Option(metavar="DIR", help="Same as --set output.path=DIR.")] = None,
     pool: Annotated[PoolKind | None, typer.Option(help="Run on this pool, with the job's workers.")] = None,
+    share: Annotated[str, typer.Option(metavar="N/OF", help="Which of several drivers of one run this is.")] = "1/1",
     strict: Strict = False,
 ) -> None:
     """Run a job, or resume it where it stopped."""
     job = _load(job_file, [*(settings or ()), *_as_settings(output)], pool)
     from pipeline import driver, finale
+    from pipeline.errands import Share
     from pipeline.progress import shown_on
 
+    try:
+        own = Share.parse(share)
+    except ValueError as error:
+        raise ConfigError(f"--share: {error}") from None
     with _stoppable() as stop, shown_on(Console(stderr=True), time.monotonic) as view:
-        summary = driver.run(job, progress=view, stop=stop)
+        summary = driver.run(job, progress=view, stop=stop, share=own)
     finale.show(Console(), summary, view.pace.tokens_per_s)
     raise typer.Exit(3 if strict and summary.totals.failed else 0)
 
@@ -103,13 +110,30 @@ def plan(
 
 
 @app.command()
-def status(directory: Directory) -> None:
-    """Say how far a run is."""
+def status(
+    directory: Directory,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one line of JSON instead.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Look again every few seconds, until it is finished.")] = False,
+) -> None:
+    """Say how far a run is, how fast it goes, what failed and what took longest."""
     from pipeline.directory import existing_directory
-    from pipeline.screen import print_status
-    from pipeline.status import read_status
+    from pipeline.status import StatusReader
+    from pipeline.status_screen import print_status, status_json
 
-    print_status(Console(), read_status(existing_directory(directory)))
+    console, reader = Console(), StatusReader(existing_directory(directory))
+    with suppress(KeyboardInterrupt):
+        while True:
+            found = reader.read()
+            if as_json:
+                print(status_json(found), flush=True)
+            else:
+                if watch:
+                    console.clear()  # of a terminal; a pipe gets one status below the other
+                print_status(console, found)
+            if not watch or found.is_finished:
+                return
+            time.sleep(_WATCH_S)
+    raise typer.Exit(130)
 
 
 @app.command()
@@ -266,8 +290,8 @@ def _as_settings(output: str | None) -> list[str]:
 
 @contextmanager
 def _stoppable() -> Iterator[StopRequest]:
-    """A stop request that the first Ctrl-C sets; the second ends the process there and then, which is safe:
-    a run survives kill -9 at any step."""
+    """A stop request that the first Ctrl-C or SIGTERM sets; the second ends the process there and then, which is
+    safe, as is the SIGKILL of a Kubernetes or a Ray that waits no longer: a run survives it at any step."""
     from pipeline.driver import StopRequest
 
     stop = StopRequest()
@@ -278,18 +302,20 @@ def _stoppable() -> Iterator[StopRequest]:
         if stop.is_set:
             os._exit(130)
         stop.set()
-        os.write(2, b"\nStopping cleanly; what is committed stays. Ctrl-C again stops at once.\n")
+        again = "; Ctrl-C again stops at once" if number == signal.SIGINT else ""
+        os.write(2, f"\nStopping cleanly; what is committed stays{again}.\n".encode())
 
-    before = signal.signal(signal.SIGINT, interrupted)
+    before = {number: signal.signal(number, interrupted) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield stop
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The console entry: runs a command and exits with its code. What is nobody's fault but ours is raised."""
-    _speak()
+    logs.speak()
     try:
         app(arguments)
     except (ConfigError, JobError, ModelError, StoreError) as error:
@@ -302,16 +328,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _end(f"model.attention: {error}", 2)
 
 
-def _speak() -> None:
-    """Let our own packages say on stderr what they do; other libraries speak only to warn."""
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    for package in ("cache_store", "workers", "pipeline"):
-        logging.getLogger(package).setLevel(logging.INFO)
-
-
 def _end(error: Exception | str, code: int) -> NoReturn:
     """Exit with the message alone."""
-    print(f"foveate: {error}", file=sys.stderr)
+    print(logs.as_line(f"foveate: {error}"), file=sys.stderr)
     sys.exit(code)
 
 

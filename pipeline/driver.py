@@ -8,11 +8,15 @@ before the first task, and what it became is part of the run's identity.
 from __future__ import annotations
 
 import logging
+import os
+import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
+from pathlib import Path
 
 from configs.load import identity_record, job_record
 from configs.schema import Job
@@ -20,7 +24,7 @@ from pipeline.checking import Checked, check_answers
 from pipeline.commit import Totals
 from pipeline.corpus import CorpusFiles, open_corpus
 from pipeline.directory import RunDirectory, existing_directory, open_directory
-from pipeline.errands import Extent, FailedQuestions, FreshParts
+from pipeline.errands import NOTHING, WHOLE, Extent, FailedQuestions, FreshParts, Share
 from pipeline.errors import DirectoryError
 from pipeline.loop import Loop, Progress, StopRequest
 from pipeline.objects import local_path
@@ -69,10 +73,15 @@ class Summary:
 
 
 def run(
-    job: Job, *, progress: Report | None = None, stop: StopRequest | None = None, on_read: OnRead | None = None
+    job: Job,
+    *,
+    progress: Report | None = None,
+    stop: StopRequest | None = None,
+    on_read: OnRead | None = None,
+    share: Share = WHOLE,
 ) -> Summary:
     """Run ``job``, or resume it where its output directory says it was begun. ``on_read`` hears of every message that
-    this call reads or finds in the store.
+    this call reads or finds in the store; ``share`` says where it begins, beside other drivers of the same run.
 
     Raises ``JobError`` or ``ModelError`` for what the user must mend, ``TooManyFailures`` once more than
     ``output.max_failed_fraction`` of the planned questions (and, unless it is 0, at least ``FEW_FAILURES``) failed,
@@ -82,7 +91,7 @@ def run(
     started_s = time.monotonic()
     attempt = Attempt.begin(job, open_directory)
     if not attempt.state.is_finished:
-        errand = FreshParts(attempt.state, attempt.corpus, keep=job.store.keep)
+        errand = FreshParts(attempt.state, attempt.corpus, keep=job.store.keep, share=share)
         with attempt.pool() as pool:
             attempt.loop(pool, progress, stop, on_read=on_read).run(errand, attempt.max_failed)
     attempt.state.finish()  # of a finished run too: a driver killed later may have left files that nobody names
@@ -160,6 +169,7 @@ class Attempt:
         settings, make_engine = self.job.pool, partial(load_engine, self.job, self.profile)
         if settings.kind == "local":
             return LocalPool(make_engine, settings.workers)
+        _keep_to_this_machine(settings.address)
         from pipeline.cluster import RayPool  # no Ray without a Ray pool
 
         return RayPool(make_engine, settings, holds=self._ledger(), traits=traits_of)
@@ -188,18 +198,11 @@ class Attempt:
             batch_size=self.job.answer.batch_size,
             chunk_tokens=self.job.read.chunk_tokens,
             total=total or Extent(len(plan.parts), plan.rows, plan.tokens),
-            done=Extent(0, 0, 0) if total else self._committed(),
+            done=NOTHING if total else Extent.of(plan.parts, self.state.committed()),
             report=progress,
             stop=stop,
             on_read=on_read,
         )
-
-    def _committed(self) -> Extent:
-        records = self.state.committed()
-        parts = [part for part in self.state.plan.parts if part.index in records]
-        rows, tokens = sum(part.rows for part in parts), sum(part.tokens for part in parts)
-        past = Totals.of(records.values())
-        return Extent(len(parts), rows, tokens, past.failed, past.document_tokens)
 
     @property
     def max_failed(self) -> int:
@@ -231,6 +234,23 @@ class Attempt:
             num_correct=num_correct,
             elapsed_s=time.monotonic() - started_s,
         )
+
+
+def _keep_to_this_machine(address: str) -> None:
+    """Let a Ray that this process starts listen on loopback only, instead of on every interface. Ray has one switch for
+    it, made for macOS, and looks at it when it is imported. Who joins a cluster must be reachable from its machines."""
+    joins = address not in ("auto", "local") or (address == "auto" and ("RAY_ADDRESS" in os.environ or _ray_is_here()))
+    if not joins and "ray" not in sys.modules:
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+
+
+def _ray_is_here() -> bool:
+    """Whether a node of a cluster runs on this machine, which ``auto`` would join; found as Ray finds it."""
+    for name in Path("/proc").glob("[0-9]*/comm"):
+        with suppress(OSError):  # it has ended meanwhile
+            if name.read_text().strip() in ("gcs_server", "raylet"):
+                return True
+    return False
 
 
 def _stored_job(directory: RunDirectory) -> Job:

@@ -7,10 +7,11 @@ doing is asked of the directory before its first row, not of this process's memo
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Protocol
 
+from pipeline.commit import CommitRecord, Totals
 from pipeline.corpus import CorpusFiles, Document
 from pipeline.ledger import FinishedPart
 from pipeline.outcome import Failure
@@ -29,6 +30,47 @@ class Extent:
     failed: int = 0
     read_tokens: int = 0
 
+    def __add__(self, other: Extent) -> Extent:
+        return Extent(*(getattr(self, own.name) + getattr(other, own.name) for own in fields(self)))
+
+    @classmethod
+    def of(cls, parts: Iterable[Part], records: Mapping[int, CommitRecord]) -> Extent:
+        """Those of ``parts`` that were committed, as ``records`` say."""
+        done = [part for part in parts if part.index in records]
+        past = Totals.of([records[part.index] for part in done])
+        rows, tokens = sum(part.rows for part in done), sum(part.tokens for part in done)
+        return cls(len(done), rows, tokens, past.failed, past.document_tokens)
+
+
+NOTHING = Extent(0, 0, 0)
+
+
+@dataclass(frozen=True)
+class Share:
+    """Which of several drivers of one run this is: ``number`` from 1 to ``of``. It begins with every ``of``-th part.
+    Nobody is told of the others, and a share is where a driver begins, not where it ends: each goes on until the whole
+    run is committed, so that one that dies leaves nothing undone."""
+
+    number: int = 1
+    of: int = 1
+
+    @classmethod
+    def parse(cls, text: str) -> Share:
+        """``2/4`` -> the second of four. ``ValueError`` says what is allowed."""
+        number, _, of = text.partition("/")
+        if not (number.isdecimal() and of.isdecimal() and 1 <= int(number) <= int(of)):
+            raise ValueError(f"{text!r}; allowed: NUMBER/OF, such as 1/4, 2/4, 3/4 and 4/4 for four drivers")
+        return cls(int(number), int(of))
+
+    def own(self, parts: Sequence[Part]) -> Sequence[Part]:
+        """The parts to begin with."""
+        return parts[self.number - 1 :: self.of]
+
+    def others(self, parts: Sequence[Part]) -> Iterator[Part]:
+        """Parts of the other shares, each from its end: its own driver comes from its beginning."""
+        for step in range(1, self.of):
+            yield from reversed(parts[(self.number - 1 + step) % self.of :: self.of])
+
 
 @dataclass(frozen=True)
 class Row:
@@ -38,6 +80,10 @@ class Row:
     part: int
     document: Document | None
     only: Collection[str] | None = None
+
+
+WHOLE = Share()
+"""Of the only driver there is, as far as it knows."""
 
 
 class Errand(Protocol):
@@ -52,6 +98,10 @@ class Errand(Protocol):
     def unwanted(self, part: FinishedPart) -> Sequence[str]:
         """The store entries of a committed part that nobody needs any more."""
 
+    @property
+    def elsewhere(self) -> Extent:
+        """What other drivers have done of it since it was begun, as far as it is known."""
+
 
 class _OverParts:
     """What errands over parts of the plan have in common."""
@@ -59,6 +109,8 @@ class _OverParts:
     def __init__(self, state: RunState, corpus: CorpusFiles, *, keep: bool) -> None:
         """``keep``: store entries outlive their part."""
         self._state, self._corpus, self._keep = state, corpus, keep
+        self.elsewhere = NOTHING
+        """As ``Errand.elsewhere``."""
 
     def unwanted(self, part: FinishedPart) -> Sequence[str]:
         """As ``Errand.unwanted``."""
@@ -72,25 +124,35 @@ class _OverParts:
 class FreshParts(_OverParts):
     """Every part that no driver has committed."""
 
-    def __init__(self, state: RunState, corpus: CorpusFiles, *, keep: bool) -> None:
+    def __init__(self, state: RunState, corpus: CorpusFiles, *, keep: bool, share: Share = WHOLE) -> None:
         """``keep``: store entries outlive their part."""
         super().__init__(state, corpus, keep=keep)
-        self._shared = False
+        self._share = share
+        self._before = frozenset(state.committed())
+        self._lost_a_race = False
 
     def rows(self) -> Iterator[Row]:
-        """In plan order. A driver that lost a race goes on from the end of the plan, to meet the other one in
-        the middle instead of at every part."""
-        todo = deque(self._state.plan.parts)
-        while todo:
-            part = todo.pop() if self._shared else todo.popleft()
-            if part.index not in self._state.committed():
-                yield from (Row(part.index, document) for document in self._documents(part))
-                yield Row(part.index, None)
+        """Its share in plan order, then what the others have left. A driver that lost a race over a part of its share
+        goes on from the end, to meet the other one in the middle instead of at every part."""
+        parts = self._state.plan.parts
+        own = deque(self._share.own(parts))
+        while own:
+            yield from self._rows_of(own.pop() if self._lost_a_race else own.popleft())
+        for part in self._share.others(parts):
+            yield from self._rows_of(part)
+
+    def _rows_of(self, part: Part) -> Iterator[Row]:
+        records = self._state.committed()
+        if part.index not in records:
+            yield from (Row(part.index, document) for document in self._documents(part))
+            yield Row(part.index, None)
+        elif part.index not in self._before:
+            self.elsewhere += Extent.of([part], records)
 
     def commit(self, part: FinishedPart) -> None:
         """As ``Errand.commit``; losing the race to another driver is fine, the part is done."""
         outcomes = (part.answers, part.failures, part.num_documents, part.num_questions)
-        self._shared = not self._state.commit(part.index, *outcomes) or self._shared
+        self._lost_a_race = not self._state.commit(part.index, *outcomes) or self._lost_a_race
 
 
 class FailedQuestions(_OverParts):

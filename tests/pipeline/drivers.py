@@ -18,6 +18,7 @@ from configs.schema import Job
 from pipeline import driver
 from pipeline.directory import RunDirectory, open_directory
 from pipeline.driver import StopRequest
+from pipeline.errands import Share
 from pipeline.errors import Interrupted, JobError
 from pipeline.loop import Progress
 
@@ -50,10 +51,10 @@ def drive_and_die(job: Job, prefix: str, moment: str) -> None:
     driver.run(job)
 
 
-def drive_together(job: Job, barrier: Any) -> None:
-    """Run ``job`` when the other driver is ready too."""
+def drive_together(job: Job, barrier: Any, share: str = "1/1") -> None:
+    """Run ``job`` when the other drivers are ready too."""
     barrier.wait()
-    driver.run(job)
+    driver.run(job, share=Share.parse(share))
 
 
 def drive_until_interrupted(job: Job, num_parts: int) -> None:

@@ -66,6 +66,19 @@ def test_ctrl_c_stops_cleanly_and_the_same_command_resumes(bench: Bench, clean_r
     assert bench.rows("interrupted") == clean_rows
 
 
+def test_drivers_with_a_share_each_commit_their_own_and_what_a_dead_one_left(
+    bench: Bench, clean_rows: list[dict[str, Any]]
+) -> None:
+    """Of three, the second never comes."""
+    job = bench.job("shared")
+    barrier = drivers.SERVER.Barrier(2)
+    processes = [drivers.start(drivers.drive_together, job, barrier, share) for share in ("1/3", "3/3")]
+    assert [drivers.finish(process) for process in processes] == [0, 0]
+    assert bench.rows("shared") == clean_rows
+    status = read_status(existing_directory(job.output.path))
+    assert status.is_finished and status.orphans == ()
+
+
 def test_two_drivers_at_once_commit_every_part_once(bench: Bench, clean_rows: list[dict[str, Any]]) -> None:
     job = bench.job("together")
     barrier = drivers.SERVER.Barrier(2)
