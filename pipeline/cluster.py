@@ -28,6 +28,7 @@ from pipeline.joining import connect, draining_nodes, free_resources
 from pipeline.pool import TASKS_PER_WORKER, Done, Finished, Pool, PoolState, Task, WorkerLost
 from pipeline.roster import CHOICES_PER_WORKER, Roster
 from pipeline.traits import PLAIN, Traits
+from workers import logs
 from workers.actors import EngineActor, Place
 from workers.border import Works
 from workers.messages import WorkError
@@ -82,7 +83,7 @@ class RayPool(Pool[Task, Done]):
         self._actor_class = actor_class.options(
             num_cpus=settings.num_cpus,
             num_gpus=settings.num_gpus,
-            runtime_env={"env_vars": {"OMP_NUM_THREADS": str(num_threads)}},
+            runtime_env={"env_vars": {"OMP_NUM_THREADS": str(num_threads), **logs.for_workers()}},
         )
         self._arguments = (make_engine, num_threads)
         self._engines: list[_Engine] = []

@@ -34,7 +34,9 @@ from pipeline.reading import DocumentReader
 from pipeline.records import ANSWERS, FAILURES, JOB, read_job
 from pipeline.scheduler import OnRead
 from pipeline.sink import RunState
+from pipeline.telemetry.opening import refuse_unavailable, watch_of
 from pipeline.traits import traits_of
+from workers import logs
 from workers.loading import (
     find_or_calibrate,
     load_engine,
@@ -127,6 +129,7 @@ class Attempt:
     @classmethod
     def begin(cls, job: Job, open_at: Callable[[str], RunDirectory]) -> Attempt:
         """Check model, corpus and directory, cheapest first, and claim an epoch of the run."""
+        refuse_unavailable()
         reading = load_reading(job)
         corpus = open_corpus(job.corpus, job.questions)
         directory = open_at(job.output.path)
@@ -148,6 +151,7 @@ class Attempt:
         plan = partial(make_plan, corpus, job.output.part_tokens)
         state = RunState.start(directory, job_record(job), identity, plan)
         verify_unchanged(state.plan, corpus)
+        logs.known(epoch=state.epoch)
         attempt = cls(settled, profile, reader, corpus, state)
         attempt.say_what_auto_became()
         return attempt
@@ -202,6 +206,9 @@ class Attempt:
             report=progress,
             stop=stop,
             on_read=on_read,
+            watch=watch_of(self.job, self.state.epoch),
+            # a carried document is one task: a part of them at once, so that the longest can go first
+            least_window_tokens=self.job.output.part_tokens if self.job.read.context == "carried" else 0,
         )
 
     @property

@@ -89,18 +89,17 @@ WHOLE = Share()
 class Errand(Protocol):
     """Rows to work on, and where their outcomes go."""
 
+    elsewhere: Extent
+    """What other drivers have done of it since it was begun, as far as it is known."""
+
     def rows(self) -> Iterator[Row]:
         """The rows, part after part."""
 
-    def commit(self, part: FinishedPart) -> None:
-        """Make the outcomes of a part durable."""
+    def commit(self, part: FinishedPart) -> bool:
+        """Make the outcomes of a part durable; False where another driver's stand instead."""
 
     def unwanted(self, part: FinishedPart) -> Sequence[str]:
         """The store entries of a committed part that nobody needs any more."""
-
-    @property
-    def elsewhere(self) -> Extent:
-        """What other drivers have done of it since it was begun, as far as it is known."""
 
 
 class _OverParts:
@@ -149,10 +148,12 @@ class FreshParts(_OverParts):
         elif part.index not in self._before:
             self.elsewhere += Extent.of([part], records)
 
-    def commit(self, part: FinishedPart) -> None:
+    def commit(self, part: FinishedPart) -> bool:
         """As ``Errand.commit``; losing the race to another driver is fine, the part is done."""
         outcomes = (part.answers, part.failures, part.num_documents, part.num_questions)
-        self._lost_a_race = not self._state.commit(part.index, *outcomes) or self._lost_a_race
+        is_ours = self._state.commit(part.index, *outcomes)
+        self._lost_a_race = self._lost_a_race or not is_ours
+        return is_ours
 
 
 class FailedQuestions(_OverParts):
@@ -183,7 +184,7 @@ class FailedQuestions(_OverParts):
                     yield Row(index, document, only)
             yield Row(index, None)
 
-    def commit(self, part: FinishedPart) -> None:
+    def commit(self, part: FinishedPart) -> bool:
         """As ``Errand.commit``. A new failure counts the attempts of the old one too; if another driver retried
         the part meanwhile, its outcomes stand."""
         old = self._failures.pop(part.index)
@@ -192,7 +193,7 @@ class FailedQuestions(_OverParts):
         for failure in part.failures:
             before = attempts[(*_row(failure), failure.question_id)]
             failures.append(replace(failure, attempts=failure.attempts + before))
-        self._state.recommit(part.index, part.answers, failures, self.records[part.index].revision)
+        return self._state.recommit(part.index, part.answers, failures, self.records[part.index].revision)
 
 
 def _row(of: Document | Failure) -> tuple[str, int]:

@@ -9,6 +9,7 @@ import logging
 import math
 import os
 import socket
+import sys
 from ipaddress import ip_address
 from typing import Any
 
@@ -16,9 +17,9 @@ import ray
 
 from configs.schema import RayWorkers
 from pipeline.errors import JobError
+from workers import logs
 
 _KNOCK_S = 10.0
-_QUIET: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": False}
 
 _log = logging.getLogger(__name__)
 
@@ -32,7 +33,7 @@ def connect(settings: RayWorkers) -> bool:
         _refuse_silence(settings.address)
     if settings.address != "local":
         try:
-            ray.init(address=settings.address, **_QUIET)
+            ray.init(address=settings.address, **_quietly())
             return True
         except (ConnectionError, ValueError) as error:
             named = os.environ.get("RAY_ADDRESS")
@@ -40,8 +41,8 @@ def connect(settings: RayWorkers) -> bool:
                 where = f"auto, and RAY_ADDRESS={named}" if settings.address == "auto" else settings.address
                 raise JobError(f"pool.address: {where}: no Ray cluster there: {error}") from error
     num_cpus = math.ceil(settings.workers * settings.num_cpus)
-    ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, **_QUIET)
-    if not ip_address(ray.util.get_node_ip_address()).is_loopback:
+    ray.init(address="local", num_cpus=num_cpus, include_dashboard=False, **_quietly())
+    if not ip_address(ray.util.get_node_ip_address()).is_loopback:  # type: ignore[no-untyped-call]
         _log.warning(
             "the Ray of this run listens on every interface of this machine, since Ray was imported before the run; "
             "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0 in the environment keeps it to itself"
@@ -53,6 +54,14 @@ def connect(settings: RayWorkers) -> bool:
             "or the pool.address of a cluster that has"
         )
     return True
+
+
+def _quietly() -> dict[str, Any]:
+    """Ray itself only warns. What engines say is shown to people, who read it as it comes. For machines it stays in
+    the files of each node: here Ray would put a prefix before each line, which then is no JSON."""
+    if not sys.stderr.isatty():
+        os.environ.setdefault("RAY_COLOR_PREFIX", "0")
+    return {"logging_level": logging.WARNING, "log_to_driver": not logs.wants_json()}
 
 
 def _refuse_silence(address: str) -> None:

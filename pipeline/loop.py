@@ -12,12 +12,15 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from pipeline.errands import Errand, Extent, Row
+from pipeline.errands import NOTHING, Errand, Extent, Row
 from pipeline.errors import Interrupted, TooManyFailures
+from pipeline.ledger import FinishedPart
 from pipeline.outcome import Failure
-from pipeline.pool import TASKS_PER_WORKER, EnginePool
+from pipeline.pool import EnginePool
 from pipeline.reading import DocumentReader
 from pipeline.scheduler import OnRead, Scheduler
+from pipeline.telemetry.watch import Moment, TimedReader, Watch
+from workers.messages import Ask, Encode
 
 _WAIT_S = 0.2
 _BYTES_PER_TOKEN = 4
@@ -72,22 +75,26 @@ class Loop:
         report: Callable[[Progress], None] | None = None,
         stop: StopRequest | None = None,
         on_read: OnRead | None = None,
+        watch: Watch | None = None,
+        least_window_tokens: int = 0,
     ) -> None:
-        """``done``: what earlier attempts have committed; ``report`` hears of every change."""
-        self._reader = reader
+        """``done``: what earlier attempts have committed; ``report`` hears of every change, ``watch`` of every step.
+        ``least_window_tokens``: so much is read in ahead of the workers, whatever they need."""
+        self._watch = watch or Watch()
+        self._reader = TimedReader(reader, self._watch)
         self._pool = pool
-        self._num_slots = pool.num_workers * TASKS_PER_WORKER
+        self._num_slots = pool.max_tasks
         self._scheduler = Scheduler(
-            reader,
+            self._reader,
             batch_size=batch_size,
-            window_tokens=pool.num_workers * _WINDOW_CHUNKS_PER_WORKER * chunk_tokens,
+            window_tokens=max(least_window_tokens, pool.num_workers * _WINDOW_CHUNKS_PER_WORKER * chunk_tokens),
             num_slots=self._num_slots,
             on_read=on_read,
         )
-        self._total, self._done = total, done
+        self._total, self._before, self._elsewhere = total, done, NOTHING
         self._report = report or (lambda progress: None)
         self._stop = stop or StopRequest()
-        self._in_pool = 0
+        self._in_pool: dict[int, Encode | Ask] = {}
         self._num_parts_done = 0
         self._seen_tokens = self._seen_bytes = 0
         self._all_seen = False
@@ -99,6 +106,10 @@ class Loop:
         Raises ``Interrupted`` when asked to stop, ``TooManyFailures`` when more than ``max_failed`` questions
         have failed, now and before, and whatever the errand raises.
         """
+        with self._watch:
+            self._run(errand, max_failed)
+
+    def _run(self, errand: Errand, max_failed: int | None) -> None:
         self._stop.is_watched = True
         rows = errand.rows()
         upcoming = next(rows, None)
@@ -111,12 +122,13 @@ class Loop:
                 self._take(upcoming)
                 upcoming = next(rows, None)
                 self._all_seen = upcoming is None
+            self._elsewhere = errand.elsewhere
             self._submit()
             self._collect(0 if wanted else _WAIT_S)
             self._tell()
             self._refuse_too_many(max_failed)
             for part in self._scheduler.take_finished():
-                errand.commit(part)
+                self._commit(errand, part)
                 self._pool.free(errand.unwanted(part))
                 self._num_parts_done += 1
                 self._tell()
@@ -129,18 +141,36 @@ class Loop:
         self._seen_tokens += prepared.num_tokens
         self._seen_bytes += len(row.document.text.encode(errors="replace"))
         self._scheduler.add(row.part, prepared, row.only)
+        self._watch.took(row.part, prepared)
 
     def _submit(self) -> None:
-        while self._in_pool < self._num_slots and (task := self._scheduler.next_task()) is not None:
-            self._pool.submit(*task)
-            self._in_pool += 1
+        while len(self._in_pool) < self._num_slots and (next_task := self._scheduler.next_task()) is not None:
+            task_id, task = next_task
+            self._pool.submit(task_id, task)
+            self._in_pool[task_id] = task
+            self._watch.submitted(task_id, task)
 
     def _collect(self, timeout_s: float) -> None:
         """Take in what the pool has done."""
+        started_s = time.perf_counter()
         finished = self._pool.wait(timeout_s) if self._in_pool else []
+        waited_s = time.perf_counter() - started_s
         for item in finished:
-            self._in_pool -= 1
+            self._watch.finished(item.task_id, self._in_pool.pop(item.task_id), item.result)
             self._scheduler.finish(item.task_id, item.result)
+        self._watch.turned(waited_s, self._moment)
+
+    def _commit(self, errand: Errand, part: FinishedPart) -> None:
+        started_s = time.perf_counter()
+        is_ours = errand.commit(part)
+        self._watch.spent("commit", time.perf_counter() - started_s)
+        if is_ours:
+            self._watch.committed(part)
+
+    @property
+    def _done(self) -> Extent:
+        """What was committed before this loop, or by others since."""
+        return self._before + self._elsewhere
 
     def _refuse_too_many(self, max_failed: int | None) -> None:
         failed = self._done.failed + self._scheduler.num_failed
@@ -152,22 +182,34 @@ class Loop:
                 "command again; what is committed stays"
             )
 
+    def _moment(self) -> Moment:
+        now = self._progress()
+        return Moment(
+            pool=self._pool.state,
+            num_ready=self._scheduler.num_ready,
+            documents=now.documents,
+            documents_total=now.documents_total,
+            tokens=now.tokens,
+            tokens_total=now.tokens_total,
+        )
+
     def _tell(self) -> None:
+        self._report(self._progress())
+
+    def _progress(self) -> Progress:
         scheduler, done, total = self._scheduler, self._done, self._total
         unseen_bytes = (total.tokens - done.tokens) * _BYTES_PER_TOKEN - self._seen_bytes
         tokens_per_byte = self._seen_tokens / self._seen_bytes if self._seen_tokens else 1 / _BYTES_PER_TOKEN
         unseen_tokens = 0 if self._all_seen else round(max(0, unseen_bytes) * tokens_per_byte)
-        self._report(
-            Progress(
-                parts=done.parts + self._num_parts_done,
-                parts_total=total.parts,
-                documents=done.documents + scheduler.num_documents_done,
-                documents_total=total.documents,
-                tokens=done.read_tokens + scheduler.encoded_tokens,
-                tokens_total=done.read_tokens + self._seen_tokens + unseen_tokens,
-                failed=done.failed + scheduler.num_failed,
-                elapsed_s=time.monotonic() - self._started_s,
-            )
+        return Progress(
+            parts=done.parts + self._num_parts_done,
+            parts_total=total.parts,
+            documents=done.documents + scheduler.num_documents_done,
+            documents_total=total.documents,
+            tokens=done.read_tokens + scheduler.encoded_tokens,
+            tokens_total=done.read_tokens + self._seen_tokens + unseen_tokens,
+            failed=done.failed + scheduler.num_failed,
+            elapsed_s=time.monotonic() - self._started_s,
         )
 
 

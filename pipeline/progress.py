@@ -6,6 +6,7 @@ this process did, not what an earlier attempt had finished before it.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,12 +17,15 @@ from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as Bar
 
 from pipeline.quantities import duration
+from workers import logs
 
 if TYPE_CHECKING:
     from pipeline.driver import Progress
 
 Clock = Callable[[], float]
 EVERY_S = 30.0
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -96,12 +100,19 @@ class BarView(View):
 @contextmanager
 def shown_on(console: Console, clock: Clock) -> Iterator[View]:
     """A view on ``console``: a bar where that is a terminal, lines where it is not."""
-    if console.is_terminal:
+    if console.is_terminal and not logs.wants_json():
         columns = (BarColumn(24), TextColumn("{task.fields[words]}", markup=False))
         with Bar(*columns, console=console, get_time=clock) as bar:
             yield BarView(bar, clock)
         return
-    lines = LineView(lambda words: console.print(words, markup=False, highlight=False, soft_wrap=True), clock)
+
+    def write(words: str) -> None:
+        if logs.wants_json():
+            _log.info(words)
+        else:
+            console.print(words, markup=False, highlight=False, soft_wrap=True)
+
+    lines = LineView(write, clock)
     try:
         yield lines
     finally:

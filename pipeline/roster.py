@@ -7,10 +7,10 @@ Fairness in Cluster Scheduling"). A task that fetches nothing is charged nothing
 the order in which they came.
 
 Invariants: a worker has at most ``TASKS_PER_WORKER`` tasks in hand, and none behind one of several pieces, which is
-long enough for the driver to bring the next, and too long to wait behind while another worker is idle; no worker with room goes without while a task
-waits; a task is passed over at most once for each worker, about the time that one task takes; what lies where is only
-remembered, and being wrong about it costs time and nothing else; each step looks at a bounded number of tasks, however
-many workers there are.
+long enough for the driver to bring the next, and too long to wait behind while another worker is idle; no worker with
+room goes without while a task waits; a task is passed over at most once for each worker, about the time that one task
+takes; what lies where is only remembered, and being wrong about it costs time and nothing else; each step looks at a
+bounded number of tasks, however many workers there are.
 """
 
 from __future__ import annotations

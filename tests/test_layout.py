@@ -19,7 +19,10 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 ORDER = ("configs", "cache_store", "workers", "pipeline")  # each imports itself and what is to its left
-RAY = {"cache_store/tiers/object_store.py", "workers/actors.py", "pipeline/cluster.py", "pipeline/joining.py"}
+RAY = {
+    *("cache_store/tiers/object_store.py", "workers/actors.py", "workers/ray_metrics.py"),
+    *("pipeline/cluster.py", "pipeline/joining.py"),
+}
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 
@@ -121,7 +124,9 @@ def names_of(requirements: list[str]) -> set[str]:
 def test_what_the_code_imports_is_declared() -> None:
     project = PROJECT["project"]
     declared = names_of(project["dependencies"]) | names_of(
-        project["optional-dependencies"]["cuda"] + project["optional-dependencies"]["evaluate"]
+        project["optional-dependencies"]["cuda"]
+        + project["optional-dependencies"]["evaluate"]
+        + project["optional-dependencies"]["otel"]
     )
     provided = dict(packages_distributions())
     foreign = {found.top for found in IMPORTS} - sys.stdlib_module_names - {*ORDER, "__future__"}

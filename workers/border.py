@@ -13,7 +13,9 @@ from typing import Protocol, TypeVar
 import torch
 
 from workers.errors import DocumentError
+from workers.logs import bound
 from workers.messages import WorkError
+from workers.subject import subject
 
 _log = logging.getLogger(__name__)
 
@@ -42,13 +44,14 @@ class Works(Protocol[Task, Done]):
 
 def attempt(engine: Works[_T, _D], task: _T) -> _D | WorkError:
     """Do one task. A document's fault is ``data``, want of memory ``resource``, all else ``infrastructure``."""
-    try:
-        return engine.work(task)
-    except DocumentError as error:
-        return WorkError("data", type(error).__name__, str(error))
-    except Exception as error:
-        if isinstance(error, torch.OutOfMemoryError | MemoryError) or _CPU_SHORTAGE in str(error):
-            _log.warning("out of memory in %s", type(task).__name__, exc_info=error)
-            return WorkError("resource", "OutOfMemoryError", str(error))
-        _log.exception("%s failed", type(task).__name__)
-        return WorkError("infrastructure", type(error).__name__, str(error))
+    with bound(**subject(task)):
+        try:
+            return engine.work(task)
+        except DocumentError as error:
+            return WorkError("data", type(error).__name__, str(error))
+        except Exception as error:
+            if isinstance(error, torch.OutOfMemoryError | MemoryError) or _CPU_SHORTAGE in str(error):
+                _log.warning("out of memory in %s", type(task).__name__, exc_info=error)
+                return WorkError("resource", "OutOfMemoryError", str(error))
+            _log.exception("%s failed", type(task).__name__)
+            return WorkError("infrastructure", type(error).__name__, str(error))

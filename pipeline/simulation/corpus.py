@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.document import Asked, Document
-from pipeline.errands import Row
+from pipeline.errands import NOTHING, Row
 from pipeline.ledger import FinishedPart
 from pipeline.outcome import Outcome
 from pipeline.simulation.clock import Clock
@@ -50,6 +50,9 @@ class Corpus:
 class SimulatedErrand:
     """``pipeline.errands.Errand`` over some parts of a corpus. What it commits it checks and counts."""
 
+    elsewhere = NOTHING
+    """As ``Errand.elsewhere``: nobody else is at it."""
+
     def __init__(self, corpus: Corpus, parts: Sequence[int], clock: Clock) -> None:
         self._corpus, self._parts, self._clock = corpus, parts, clock
         self._asked = tuple(Asked(f"q{index}", "") for index in range(corpus.questions))
@@ -64,7 +67,7 @@ class SimulatedErrand:
                 yield Row(part, Document(str(row), "x", FILE, row, self._asked))
             yield Row(part, None)
 
-    def commit(self, part: FinishedPart) -> None:
+    def commit(self, part: FinishedPart) -> bool:
         """As ``Errand.commit``."""
         with self._clock:
             self._open.remove(part.index)
@@ -74,6 +77,7 @@ class SimulatedErrand:
             assert ended == expected and len(outcomes) == len(expected)
             self.num_answered += len(part.answers)
             self.num_failed += len(part.failures)
+            return True
 
     def unwanted(self, part: FinishedPart) -> Sequence[str]:
         """As ``Errand.unwanted``: nothing is kept."""

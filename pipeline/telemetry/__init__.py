@@ -1,0 +1,1 @@
+"""Seeing what happens: what watches a run, and what each watch does with it."""
