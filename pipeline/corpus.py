@@ -189,7 +189,7 @@ def open_corpus(corpus: Corpus, questions: Sequence[Question] = ()) -> CorpusFil
         more = len(problems) - _SHOWN_PROBLEMS
         shown = problems[:_SHOWN_PROBLEMS] + ([f"... and {more} more"] if more > 0 else [])
         raise CorpusError("\n".join(shown))
-    _refuse_reserved(corpus, questions)
+    refuse_reserved(corpus, questions)
     files = tuple(file for file, _ in checked if file is not None)
     return CorpusFiles(corpus, files, job_questions(questions))
 
@@ -201,7 +201,7 @@ def refuse_storage_error(error: BaseException) -> None:
         raise error
 
 
-def _refuse_reserved(corpus: Corpus, questions: Sequence[Question]) -> None:
+def refuse_reserved(corpus: Corpus, questions: Sequence[Question]) -> None:
     for question in questions if corpus.question is not None else ():
         if question.id == ROW_QUESTION or question.id.startswith(ROW_QUESTION + "-"):
             raise CorpusError(

@@ -13,7 +13,7 @@ from pipeline.simulation.tables import FAULTS, page, scene_of, table
 def main(arguments: Sequence[str] | None = None) -> None:
     """Simulate what the arguments say; None takes those of the process."""
     parser = argparse.ArgumentParser(prog="python -m pipeline.simulation", description=__doc__)
-    parser.add_argument("--page", action="store_true", help="all tables of docs/operations.md; the rest is ignored")
+    parser.add_argument("--page", action="store_true", help="all tables of docs/operations.md; only --seeds counts")
     parser.add_argument("--documents", type=int, default=10_000)
     parser.add_argument("--nodes", type=int, default=100)
     parser.add_argument("--workers-per-node", type=int, default=1)
@@ -21,9 +21,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--costs", choices=COSTS, default="cpu-core")
     parser.add_argument("--faults", choices=FAULTS, default="all")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seeds", type=int, default=1, help="so many from --seed on: median and range of each number")
     chosen = parser.parse_args(arguments)
+    if chosen.seeds < 1:
+        parser.error(f"--seeds: {chosen.seeds}; allowed: 1 or more")
     try:
-        for line in page() if chosen.page else _lines(chosen):
+        for line in page(chosen.seeds) if chosen.page else _lines(chosen):
             print(line, flush=True)
     except ValueError as error:
         parser.error(str(error))
@@ -32,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _lines(chosen: argparse.Namespace) -> Iterator[str]:
     scene = scene_of(chosen.documents, chosen.nodes, chosen.faults, COSTS[chosen.costs])
     scene = replace(scene, workers_per_node=chosen.workers_per_node, seed=chosen.seed)
-    return table((chosen.costs, scene, drivers) for drivers in chosen.drivers)
+    return table(((chosen.costs, scene, drivers) for drivers in chosen.drivers), chosen.seeds)
 
 
 if __name__ == "__main__":

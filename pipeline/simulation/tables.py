@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from statistics import median
 
 from pipeline.quantities import duration, in_bytes
 from pipeline.simulation.costs import CPU_CORE, GPU, Costs
@@ -34,14 +35,14 @@ def scene_of(documents: int, nodes: int, faults: str = "none", costs: Costs = CP
     return Scene(CorpusShape(documents, poison=poison), FAULTS[faults], costs, nodes)
 
 
-def page() -> Iterator[str]:
-    """All tables, a line at a time; about two minutes of one core."""
+def page(num_seeds: int = 1) -> Iterator[str]:
+    """All tables, a line at a time; about two minutes of one core for each seed."""
     yield "### What goes wrong: 100 workers of one CPU core"
-    yield from table((name, scene_of(100 * _PER_NODE, 100, name), 1) for name in FAULTS)
+    yield from table(((name, scene_of(100 * _PER_NODE, 100, name), 1) for name in FAULTS), num_seeds)
     yield "### A larger cluster under one driver, all faults"
-    yield from table(_under_one_driver())
+    yield from table(_under_one_driver(), num_seeds)
     yield "### The same plan under several drivers, or with less for the one to do; all faults"
-    yield from table(_shared())
+    yield from table(_shared(), num_seeds)
     yield "### What one driver can feed"
     yield from feeding()
 
@@ -64,11 +65,13 @@ def _shared() -> Iterator[tuple[str, Scene, int]]:
     yield "GPU, prepared and chosen elsewhere", scene_of(64 * _PER_NODE, 64, "all", unchosen), 1
 
 
-def table(runs: Iterator[tuple[str, Scene, int]]) -> Iterator[str]:
-    """One row for each (name, scene, drivers), as each is done."""
+def table(runs: Iterator[tuple[str, Scene, int]], num_seeds: int = 1) -> Iterator[str]:
+    """One row for each (name, scene, drivers), as each is done: of the scene's seed, or of as many from there on, with
+    median and range."""
     yield from _head(_COLUMNS)
     for name, scene, drivers in runs:
-        yield _row(_cells(name, drivers, joined(simulate(scene, drivers))))
+        seeds = range(scene.seed, scene.seed + num_seeds)
+        yield _row(_cells(name, drivers, [joined(simulate(replace(scene, seed=seed), drivers)) for seed in seeds]))
     yield ""
 
 
@@ -90,22 +93,29 @@ def feeding() -> Iterator[str]:
     yield ""
 
 
-def _cells(name: str, drivers: int, report: Report) -> Sequence[str]:
-    toll, moved = report.toll, report.moved
+def _cells(name: str, drivers: int, reports: Sequence[Report]) -> Sequence[str]:
+    def spread(of: Callable[[Report], float], shown: Callable[[float], str]) -> str:
+        values = [of(report) for report in reports]
+        middle, least, most = (shown(value) for value in (median(values), min(values), max(values)))
+        return middle if least == most else f"{middle} ({least} to {most})"
+
+    def size(number: float) -> str:
+        return in_bytes(round(number))
+
     return (
         name,
-        f"{report.documents:,}",
-        f"{report.workers:,}",
+        f"{reports[0].documents:,}",
+        f"{reports[0].workers:,}",
         f"{drivers}",
-        duration(report.makespan_s),
-        f"{report.makespan_s / report.bound_s:.2f}",
-        f"{toll.lost_s / (toll.busy_s + toll.lost_s):.2%}",
-        in_bytes(moved.tokens),
-        in_bytes(moved.relevance),
-        in_bytes(moved.kept),
-        f"{toll.num_events / report.makespan_s:,.0f}",
-        f"{report.driver_share:.0%}",
-        f"{report.real_s / toll.num_events * 1e6:.0f}",
+        spread(lambda report: report.makespan_s, duration),
+        spread(lambda report: report.makespan_s / report.bound_s, "{:.2f}".format),
+        spread(lambda report: report.toll.lost_s / (report.toll.busy_s + report.toll.lost_s), "{:.2%}".format),
+        spread(lambda report: report.moved.tokens, size),
+        spread(lambda report: report.moved.relevance, size),
+        spread(lambda report: report.moved.kept, size),
+        spread(lambda report: report.toll.num_events / report.makespan_s, "{:,.0f}".format),
+        spread(lambda report: report.driver_share, "{:.0%}".format),
+        spread(lambda report: report.real_s / report.toll.num_events * 1e6, "{:.0f}".format),
     )
 
 

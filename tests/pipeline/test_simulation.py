@@ -67,10 +67,10 @@ class Recording(SimulatedErrand):
 
     ended: ClassVar[Counter[tuple[int, str]]] = Counter()
 
-    def commit(self, part: FinishedPart) -> None:
+    def commit(self, part: FinishedPart) -> bool:
         outcomes: tuple[Outcome, ...] = (*part.answers, *part.failures)
         self.ended.update((outcome.source_row, outcome.question_id) for outcome in outcomes)
-        super().commit(part)
+        return super().commit(part)
 
 
 @settings(max_examples=60, deadline=None)
@@ -201,7 +201,20 @@ def test_the_command_prints_a_row_for_each_number_of_drivers(capsys: pytest.Capt
     assert len(rows) == 2 and all(row.count("|") == head.count("|") == rule.count("|") for row in rows)
 
 
-@pytest.mark.parametrize("wrong", [["--drivers", "3"], ["--nodes", "0"], ["--documents", "0"]])
+def test_the_command_prints_median_and_range_of_several_seeds(capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["--documents", "300", "--nodes", "2", "--faults", "none"]
+    alone = []
+    for seed in ("4", "5", "6"):
+        main([*command, "--seed", seed])
+        alone.append([cell.strip() for cell in capsys.readouterr().out.strip().split("\n")[-1].split("|")])
+    main([*command, "--seed", "4", "--seeds", "3"])
+    row = [cell.strip() for cell in capsys.readouterr().out.strip().split("\n")[-1].split("|")]
+    least, middle, most = sorted(cells[6] for cells in alone)
+    assert row[6] == (middle if least == most else f"{middle} ({least} to {most})")
+    assert row[1:5] == alone[0][1:5] and " to " in row[8], "tokens differ with the lengths"
+
+
+@pytest.mark.parametrize("wrong", [["--seeds", "0"], ["--drivers", "3"], ["--nodes", "0"], ["--documents", "0"]])
 def test_the_command_says_what_cannot_be(wrong: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["--documents", "1000", "--nodes", "2", *wrong])
