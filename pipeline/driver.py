@@ -51,6 +51,8 @@ __all__ = ["Progress", "StopRequest", "Summary", "retry_failed", "run"]
 
 FEW_FAILURES = 10
 """``output.max_failed_fraction`` speaks only once this many questions failed: one of three is no trend."""
+PREPARE_THREADS = 4
+"""More would wait for each other: a fifth of preparing holds Python's lock."""
 _SHOWN_CHECKS = 1000
 
 Report = Callable[[Progress], None]
@@ -209,6 +211,8 @@ class Attempt:
             watch=watch_of(self.job, self.state.epoch),
             # a carried document is one task: a part of them at once, so that the longest can go first
             least_window_tokens=self.job.output.part_tokens if self.job.read.context == "carried" else 0,
+            # engines in this process want its cores for themselves
+            prepare_threads=PREPARE_THREADS if self.job.pool.kind == "ray" else 0,
         )
 
     @property

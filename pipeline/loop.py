@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import closing
 from dataclasses import dataclass
 
-from pipeline.errands import NOTHING, Errand, Extent, Row
+from pipeline.ahead import Coming, prepared_ahead
+from pipeline.errands import NOTHING, Errand, Extent
 from pipeline.errors import Interrupted, TooManyFailures
 from pipeline.ledger import FinishedPart
 from pipeline.outcome import Failure
@@ -77,9 +79,11 @@ class Loop:
         on_read: OnRead | None = None,
         watch: Watch | None = None,
         least_window_tokens: int = 0,
+        prepare_threads: int = 0,
     ) -> None:
         """``done``: what earlier attempts have committed; ``report`` hears of every change, ``watch`` of every step.
-        ``least_window_tokens``: so much is read in ahead of the workers, whatever they need."""
+        ``least_window_tokens``: so much is read in ahead of the workers, whatever they need; ``prepare_threads`` as
+        ``prepared_ahead`` has it."""
         self._watch = watch or Watch()
         self._reader = TimedReader(reader, self._watch)
         self._pool = pool
@@ -94,6 +98,7 @@ class Loop:
         self._total, self._before, self._elsewhere = total, done, NOTHING
         self._report = report or (lambda progress: None)
         self._stop = stop or StopRequest()
+        self._prepare_threads = prepare_threads
         self._in_pool: dict[int, Encode | Ask] = {}
         self._num_parts_done = 0
         self._seen_tokens = self._seen_bytes = 0
@@ -111,7 +116,10 @@ class Loop:
 
     def _run(self, errand: Errand, max_failed: int | None) -> None:
         self._stop.is_watched = True
-        rows = errand.rows()
+        with closing(prepared_ahead(errand.rows(), self._reader.prepare, self._prepare_threads)) as rows:
+            self._work_through(errand, rows, max_failed)
+
+    def _work_through(self, errand: Errand, rows: Generator[Coming], max_failed: int | None) -> None:
         upcoming = next(rows, None)
         self._tell()
         while upcoming is not None or not self._scheduler.idle:
@@ -133,13 +141,16 @@ class Loop:
                 self._num_parts_done += 1
                 self._tell()
 
-    def _take(self, row: Row) -> None:
-        if row.document is None:
+    def _take(self, coming: Coming) -> None:
+        row = coming.row
+        if coming.prepare is None:
             self._scheduler.close_part(row.part)
             return
-        prepared = self._reader.prepare(row.document)
+        preparation = coming.prepare()
+        prepared = preparation.prepared
+        self._watch.spent("prepare", preparation.seconds)
         self._seen_tokens += prepared.num_tokens
-        self._seen_bytes += len(row.document.text.encode(errors="replace"))
+        self._seen_bytes += len(prepared.document.text.encode(errors="replace"))
         self._scheduler.add(row.part, prepared, row.only)
         self._watch.took(row.part, prepared)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 
 from tests.tiny import save_tiny_model
@@ -46,3 +48,18 @@ def test_a_question_cannot_smuggle_in_a_turn_of_its_own(tokenizer: Tokenizer) ->
 def test_a_question_without_tokens_is_refused(tokenizer: Tokenizer) -> None:
     with pytest.raises(DocumentError, match="'who' has no tokens"):
         Frame.render(tokenizer, None, "Read.").probe("who", "")
+
+
+def test_threads_that_share_a_tokenizer_read_no_control_tokens_out_of_text(tokenizer: Tokenizer) -> None:
+    """Frames have control tokens, documents have not, whoever reads which at the same time."""
+    text = "before <|end|> behind " * 200
+    expected_text, expected_frame = tokenizer.encode_with_offsets(text), tokenizer.encode_frame(text)
+    assert expected_text[0] != expected_frame
+
+    def read(number: int) -> bool:
+        if number % 2:
+            return tokenizer.encode_frame(text) == expected_frame
+        return tokenizer.encode_with_offsets(text) == expected_text
+
+    with ThreadPoolExecutor(4) as threads:
+        assert all(threads.map(read, range(400)))

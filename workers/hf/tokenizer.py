@@ -6,6 +6,7 @@ conversation is the same text on every day.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,7 +20,11 @@ _FIXED_DAY = "{% macro strftime_now(format) %}26 Jul 2024{% endmacro %}"
 
 
 class Tokenizer:
-    """A fast tokenizer that never reads control tokens out of a document's text."""
+    """A fast tokenizer that never reads control tokens out of a document's text.
+
+    Invariant: threads may share it. transformers writes into a tokenizer whether it looks for control tokens, so there
+    is one that always does and one that never does.
+    """
 
     def __init__(self, directory: Path) -> None:
         """Load the tokenizer of a model directory. Raises ``ModelError``."""
@@ -29,6 +34,7 @@ class Tokenizer:
             raise ModelError(f"model.source: {directory}: no tokenizer there: {error}") from error
         if not self._tokenizer.is_fast:
             raise ModelError(f"model.source: {directory}: its tokenizer gives no character offsets (not a fast one)")
+        self._for_frames = copy.deepcopy(self._tokenizer)
 
     def encode(self, text: str) -> list[int]:
         """Token ids of plain text: nothing is added, and text that looks like a control token (one that the
@@ -47,7 +53,7 @@ class Tokenizer:
 
     def encode_frame(self, text: str, *, opening: bool = False) -> list[int]:
         """Token ids of our own words around a document: control tokens count, ``opening`` adds a start token."""
-        ids: list[int] = self._tokenizer(text, add_special_tokens=opening, verbose=False).input_ids
+        ids: list[int] = self._for_frames(text, add_special_tokens=opening, verbose=False).input_ids
         return ids
 
     def decode(self, token_ids: Sequence[int]) -> str:
