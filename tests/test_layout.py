@@ -61,7 +61,8 @@ def imports_of(file: str, node: ast.AST, at_load: bool = True) -> Iterator[Impor
             for alias in child.names:
                 inner = f"{base}.{alias.name}"
                 yield Import(file, child.lineno, inner if inner in MODULES else base, at_load)
-        inside = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        for_types = isinstance(child, ast.If) and isinstance(child.test, ast.Name) and child.test.id == "TYPE_CHECKING"
+        inside = for_types or isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
         yield from imports_of(file, child, at_load and not inside)
 
 
@@ -70,9 +71,10 @@ IMPORTS = [found for file, tree in SOURCES.items() for found in imports_of(file,
 
 def test_imports_are_found_wherever_they_stand() -> None:
     text = "import a.b\nif a:\n    from c import d\ndef f():\n    import e\n    from .g import h\n"
+    text += "if TYPE_CHECKING:\n    import i\n"
     found = list(imports_of("workers/selection/x.py", ast.parse(text)))
     assert [(i.module, i.at_load) for i in found] == [
-        ("a.b", True), ("c", True), ("e", False), ("workers.selection.g", False),
+        ("a.b", True), ("c", True), ("e", False), ("workers.selection.g", False), ("i", False),
     ]  # fmt: skip
     assert len(MODULES) > 20 and all(any(file.startswith(folder) for file in SOURCES) for folder in ORDER)
 

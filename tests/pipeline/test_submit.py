@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from pipeline.directory import existing_directory
 from pipeline.driver import run
 from pipeline.errors import JobError
+from pipeline.status import read_status
 from pipeline.submit import entrypoint, relative_to_working_directory, submit
 from tests.pipeline.jobs import Bench
+from tests.pipeline.nodes import eventually, free_ports
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("configs", "cache_store", "workers", "pipeline")
@@ -47,42 +50,29 @@ def test_no_cluster_is_an_error_that_names_the_address(tmp_path: Path, monkeypat
         submit(Path("job.yaml"), "http://127.0.0.1:1")
 
 
-def free_ports(count: int) -> list[int]:
-    """Ports that nobody uses now."""
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
-
-
-@pytest.fixture
-def dashboard(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+@pytest.fixture(scope="module")
+def dashboard() -> Iterator[str]:
     """URL of the dashboard of a Ray head with ports and a folder of its own."""
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
-    ports = dict(
-        zip(
-            ("port", "dashboard-port", "ray-client-server-port", "dashboard-agent-listen-port"),
-            free_ports(4),
-            strict=True,
-        )
-    )
+    names = ("port", "dashboard-port", "ray-client-server-port", "dashboard-agent-listen-port")
+    ports = dict(zip(names, free_ports(4), strict=True))
     options = [f"--{name}={port}" for name, port in ports.items()]
     command = ["ray.scripts.scripts", "start", "--head", "--block", "--num-cpus=2", f"--temp-dir={folder}"]
-    head = subprocess.Popen(
-        [sys.executable, "-m", *command, *options, "--include-dashboard=true", "--disable-usage-stats"],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        yield wait_for_dashboard(f"http://127.0.0.1:{ports['dashboard-port']}", head)
-    finally:
-        head.terminate()
-        head.wait(timeout=60)
-        shutil.rmtree(folder, ignore_errors=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_AUTH_MODE", "disabled")
+        patch.delenv("RAY_ADDRESS", raising=False)
+        patch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+        head = subprocess.Popen(
+            [sys.executable, "-m", *command, *options, "--include-dashboard=true", "--disable-usage-stats"],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            yield wait_for_dashboard(f"http://127.0.0.1:{ports['dashboard-port']}", head)
+        finally:
+            head.terminate()
+            head.wait(timeout=60)
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def wait_for_dashboard(url: str, head: subprocess.Popen[bytes]) -> str:
@@ -98,21 +88,88 @@ def wait_for_dashboard(url: str, head: subprocess.Popen[bytes]) -> str:
     raise AssertionError(f"ray start ended with {head.returncode}")
 
 
+@pytest.fixture
+def sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The directory that is sent, which is where we are: our packages as they are now."""
+    for package in PACKAGES:
+        shutil.copytree(ROOT / package, tmp_path / "sent" / package, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.chdir(tmp_path / "sent")
+    return tmp_path / "sent"
+
+
+def reads_well(log: str) -> bool:
+    """Whether nothing but what we say is in it: no traceback, and no line of Ray's about itself."""
+    return not re.search(r"Traceback|^.*\b(INFO|WARNING|ERROR)\b.*\.py:\d+|\(raylet\)", log, re.MULTILINE)
+
+
 @pytest.mark.cluster
 def test_a_submitted_job_runs_on_the_cluster_with_this_directory(
-    tmp_path: Path, tiny_model: Path, dashboard: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, tiny_model: Path, dashboard: str, sent: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     bench = Bench(tmp_path, tiny_model, [300, 0, 500])
     run(bench.job("local"))
-    sent = tmp_path / "sent"
-    for package in PACKAGES:
-        shutil.copytree(ROOT / package, sent / package, ignore=shutil.ignore_patterns("__pycache__"))
+    capfd.readouterr()
     job = bench.job("submitted", pool={"kind": "ray", "workers": 1})
     bench.write_job(job).rename(sent / "job.yaml")
-    monkeypatch.chdir(sent)
     log: list[str] = []
     assert submit(Path("job.yaml"), dashboard, ["output.max_failed_fraction=0.5"], write=log.append) == 0, "".join(log)
     assert bench.rows("submitted") == bench.rows("local")
-    assert "SUCCEEDED" in log[-1]
-    assert submit(Path("job.yaml"), dashboard, ["read.chunk_tokens=64"], write=log.append) == 2
-    assert "read.chunk_tokens: 128 -> 64" in "".join(log)
+    said = "".join(log)
+    assert reads_well(said) and capfd.readouterr() == ("", "")
+    wanted = (
+        "submitted raysubmit_",
+        "Running entrypoint",
+        "1 worker on Ray",
+        "3/3 documents",
+        "answered  4",
+        "SUCCEEDED",
+    )
+    places = [said.find(words) for words in wanted]
+    assert -1 not in places and places == sorted(places), said
+
+
+@pytest.mark.cluster
+def test_a_job_that_fails_says_why_once_and_hands_on_its_exit_code(
+    tmp_path: Path, tiny_model: Path, dashboard: str, sent: Path
+) -> None:
+    bench = Bench(tmp_path, tiny_model, [300])
+    job = bench.job("submitted", pool={"kind": "ray", "workers": 1})
+    bench.write_job(job).rename(sent / "job.yaml")
+    log: list[str] = []
+    assert submit(Path("job.yaml"), dashboard, ["corpus.path=/nowhere.parquet"], write=log.append) == 2
+    said = "".join(log)
+    assert reads_well(said) and said.count("foveate: ") == 1 and "/nowhere.parquet" in said
+    assert log[-1].endswith(": FAILED with exit code 2\n")
+
+
+@pytest.mark.cluster
+def test_a_stopped_job_is_resumed_by_the_same_command(
+    tmp_path: Path, tiny_model: Path, dashboard: str, sent: Path
+) -> None:
+    """Submitted with our command and stopped with Ray's, then submitted with Ray's."""
+    bench = Bench(tmp_path, tiny_model, [1500] * 60)
+    run(bench.job("local"))
+    job = bench.job("stopped", pool={"kind": "ray", "workers": 1})
+    bench.write_job(job).rename(sent / "job.yaml")
+    log: list[str] = []
+    commits = Path(job.output.path, "_job", "commits")
+    with ThreadPoolExecutor() as threads:
+        submitted = threads.submit(submit, Path("job.yaml"), dashboard, write=log.append)
+        eventually(lambda: (commits.exists() and any(commits.iterdir())) or submitted.done())
+        ray_job(dashboard, "stop", log[0].split()[1].rstrip(";"))
+        assert submitted.result() == 130, "".join(log)
+    said = "".join(log)
+    assert reads_well(said) and "Stopping cleanly" in said and "the same command resumes" in said
+    status = read_status(existing_directory(job.output.path))
+    assert not status.is_finished and 0 < status.totals.parts < status.parts and status.orphans == ()
+    again = ray_job(dashboard, "submit", "--working-dir", ".", "--", "python", "-m", "pipeline", "run", "job.yaml")
+    assert f"60 parts, {status.totals.parts} of them committed" in again
+    assert bench.rows("stopped") == bench.rows("local")
+
+
+def ray_job(dashboard: str, verb: str, *arguments: str) -> str:
+    """What ``ray job VERB`` printed, which must succeed."""
+    command = [sys.executable, "-m", "ray.scripts.scripts", "job", verb, "--address", dashboard, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
