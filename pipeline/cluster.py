@@ -235,6 +235,7 @@ class RayPool(Pool[Task, Done]):
         """Give up an engine; the next one starts when there is work for it. ``blame``: the task that it ran may have
         been the cause. Its tasks come back."""
         self._lost[cause] += 1
+        reason = _in_short(reason)
         where = f"at {engine.place}" if engine.place else "without a machine"
         _log.warning("lost the worker %s (%s): %s", where, cause, reason)
         if not engine.is_ready and cause != "preempted":
@@ -319,3 +320,9 @@ class RayPool(Pool[Task, Done]):
                 "no worker for %.0f s; each needs pool.num_cpus: %s and pool.num_gpus: %s, and free now are: %s",
                 _PATIENCE_S, self._settings.num_cpus, self._settings.num_gpus, free_resources(),
             )  # fmt: skip
+
+
+def _in_short(reason: str) -> str:
+    """What Ray says of a death, on one line, without its advice and the actor's particulars."""
+    lines = reason.partition(" Some common causes")[0].splitlines()
+    return " ".join(line.strip() for line in lines if not line.startswith("\t"))

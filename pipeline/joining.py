@@ -8,8 +8,12 @@ from __future__ import annotations
 import logging
 import math
 import os
+import signal
 import socket
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from ipaddress import ip_address
 from typing import Any
 
@@ -31,6 +35,11 @@ def connect(settings: RayWorkers) -> bool:
         return False
     if settings.address not in ("auto", "local"):
         _refuse_silence(settings.address)
+    with _sigterm_kept():
+        return _join_or_start(settings)
+
+
+def _join_or_start(settings: RayWorkers) -> bool:
     if settings.address != "local":
         try:
             ray.init(address=settings.address, **_quietly())
@@ -62,6 +71,15 @@ def _quietly() -> dict[str, Any]:
     if not sys.stderr.isatty():
         os.environ.setdefault("RAY_COLOR_PREFIX", "0")
     return {"logging_level": logging.WARNING, "log_to_driver": not logs.wants_json()}
+
+
+@contextmanager
+def _sigterm_kept() -> Iterator[None]:
+    """Ray puts handlers of its own in the place of the process's, which end it without a farewell."""
+    handler = signal.getsignal(signal.SIGTERM)
+    yield
+    if callable(handler) and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)
 
 
 def _refuse_silence(address: str) -> None:
