@@ -20,7 +20,7 @@ from ray.autoscaler._private.fake_multi_node import node_provider
 
 from tests.autoscaling.processes import end, start_ray, wait_for_head
 from tests.cache_store.clusters import STORE_BYTES
-from tests.pipeline.test_submit import free_ports
+from tests.pipeline.nodes import free_ports
 
 
 @contextlib.contextmanager

@@ -26,7 +26,7 @@ from pipeline.kubernetes_pods import Manifest
 from tests.autoscaling.kubernetes_api import KubernetesApi
 from tests.autoscaling.processes import end, start_ray, wait_for_head
 from tests.cache_store.clusters import STORE_BYTES
-from tests.pipeline.test_submit import free_ports
+from tests.pipeline.nodes import free_ports
 
 HEAD_GROUP = "headgroup"
 _STEP_S = 0.2

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.deploy.rendered import ray_cluster, templates, values
-from tests.pipeline.test_submit import free_ports
+from tests.pipeline.nodes import free_ports
 
 DRIVER = """
 import os, pathlib, signal, sys, time, ray
