@@ -95,7 +95,7 @@ class Loop:
             num_slots=self._num_slots,
             on_read=on_read,
         )
-        self._total, self._before, self._elsewhere = total, done, NOTHING
+        self._total, self._before, self._elsewhere, self._done = total, done, NOTHING, done
         self._report = report or (lambda progress: None)
         self._stop = stop or StopRequest()
         self._prepare_threads = prepare_threads
@@ -130,7 +130,9 @@ class Loop:
                 self._take(upcoming)
                 upcoming = next(rows, None)
                 self._all_seen = upcoming is None
-            self._elsewhere = errand.elsewhere
+            if errand.elsewhere is not self._elsewhere:
+                self._elsewhere = errand.elsewhere
+                self._done = self._before + self._elsewhere
             self._submit()
             self._collect(0 if wanted else _WAIT_S)
             self._tell()
@@ -177,11 +179,6 @@ class Loop:
         self._watch.spent("commit", time.perf_counter() - started_s)
         if is_ours:
             self._watch.committed(part)
-
-    @property
-    def _done(self) -> Extent:
-        """What was committed before this loop, or by others since."""
-        return self._before + self._elsewhere
 
     def _refuse_too_many(self, max_failed: int | None) -> None:
         failed = self._done.failed + self._scheduler.num_failed

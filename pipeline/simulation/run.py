@@ -14,7 +14,7 @@ from typing import cast
 
 import numpy as np
 
-from pipeline.errands import Extent
+from pipeline.errands import NOTHING, Extent
 from pipeline.loop import Loop
 from pipeline.reading import DocumentReader
 from pipeline.simulation.clock import Clock
@@ -23,6 +23,7 @@ from pipeline.simulation.pool import SimulatedPool, Toll
 from pipeline.simulation.reader import SimulatedReader
 from pipeline.simulation.settings import Scene
 from pipeline.simulation.traffic import Moved
+from pipeline.telemetry.watch import Watch
 from workers.messages import Ask, Encode
 
 
@@ -94,7 +95,7 @@ def joined(reports: Sequence[Report]) -> Report:
     )
 
 
-def drive(scene: Scene, corpus: Corpus, parts: Sequence[int]) -> Report:
+def drive(scene: Scene, corpus: Corpus, parts: Sequence[int], watch: Watch | None = None) -> Report:
     """Run the real loop over these parts with the nodes of ``scene``."""
     clock = Clock()
     errand = SimulatedErrand(corpus, parts, clock)
@@ -107,7 +108,8 @@ def drive(scene: Scene, corpus: Corpus, parts: Sequence[int]) -> Report:
         batch_size=scene.batch_size,
         chunk_tokens=scene.chunk_tokens,
         total=Extent(len(parts), len(rows_N), int(corpus.lengths_N[rows_N].sum())),
-        done=Extent(0, 0, 0),
+        done=NOTHING,
+        watch=watch,
     )
     with pool:
         clock.start()

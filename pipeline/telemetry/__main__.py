@@ -10,16 +10,10 @@ from __future__ import annotations
 import argparse
 import logging
 from collections.abc import Callable, Sequence
-from typing import cast
 
-from pipeline.errands import Extent
-from pipeline.loop import Loop
 from pipeline.pool import Result
-from pipeline.reading import DocumentReader
-from pipeline.simulation.clock import Clock
-from pipeline.simulation.corpus import Corpus, SimulatedErrand
-from pipeline.simulation.pool import SimulatedPool
-from pipeline.simulation.reader import SimulatedReader
+from pipeline.simulation.corpus import Corpus
+from pipeline.simulation.run import drive
 from pipeline.simulation.settings import Scene
 from pipeline.simulation.tables import scene_of
 from pipeline.telemetry.metrics import MetricsWatch
@@ -72,24 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _real_s(scene: Scene, watch: Watch) -> float:
     """CPU seconds of the driver's own code."""
-    corpus, clock = Corpus.drawn(scene.corpus, scene.part_tokens, scene.seed), Clock()
-    parts = range(len(corpus.parts))
-    rows_N = corpus.rows_of(parts)
-    pool = SimulatedPool(scene, clock, lambda task: False)
-    loop = Loop(
-        cast("DocumentReader", SimulatedReader(scene, corpus.lengths_N, clock)),
-        pool,
-        batch_size=scene.batch_size,
-        chunk_tokens=scene.chunk_tokens,
-        total=Extent(len(parts), len(rows_N), int(corpus.lengths_N[rows_N].sum())),
-        done=Extent(0, 0, 0),
-        watch=watch,
-    )
-    with pool:
-        clock.start()
-        loop.run(SimulatedErrand(corpus, parts, clock))
-        with clock:
-            return clock.real_s
+    corpus = Corpus.drawn(scene.corpus, scene.part_tokens, scene.seed)
+    return drive(scene, corpus, range(len(corpus.parts)), watch).real_s
 
 
 if __name__ == "__main__":
