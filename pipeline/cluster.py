@@ -5,9 +5,9 @@ autoscaler add machines, and machines without engines are what makes it take the
 
 Invariants: only an engine that has loaded its model is given tasks, so one that the cluster cannot place yet holds up
 nobody; an engine is started for a task that nobody has room for, and never for less; one without work is stopped after
-``pool.idle_seconds``, one on a machine that will go gets nothing new; of a dead one's tasks only the one that ran is to
-blame; a dead, sick or hung engine is replaced, and engines that cannot start end the run with the reason instead of
-starting for ever; only a Ray that was started here is stopped here.
+``pool.idle_seconds``; one on a machine that will go gets nothing new, and its loss is nobody's fault; of another one's
+tasks only the one that ran is to blame; a dead, sick or hung engine is replaced, and engines that cannot start end the
+run with the reason instead of starting for ever; only a Ray that was started here is stopped here.
 """
 
 from __future__ import annotations
@@ -205,9 +205,8 @@ class RayPool(Pool[Task, Done]):
         return []
 
     def _take_failed_start(self, engine: _Engine, error: RayError) -> list[Finished[Done]]:
-        preempted = isinstance(error, RayActorError) and error.preempted
         reason = str(error.cause or error) if isinstance(error, RayTaskError) else str(error)
-        return self._replace(engine, "preempted" if preempted else "failed to start", reason)
+        return self._replace(engine, "preempted" if _is_preempted(engine, error) else "failed to start", reason)
 
     def _take_result(self, engine: _Engine, ref: ray.ObjectRef[Any]) -> list[Finished[Done]]:
         task_id = engine.running[ref]
@@ -216,7 +215,7 @@ class RayPool(Pool[Task, Done]):
         except RayTaskError as error:
             result = WorkError("infrastructure", type(error.cause or error).__name__, str(error))
         except RayError as error:
-            preempted = isinstance(error, RayActorError) and error.preempted
+            preempted = _is_preempted(engine, error)
             return self._replace(engine, "preempted" if preempted else "died", str(error), blame=not preempted)
         del engine.running[ref]
         engine.since_s = time.monotonic()
@@ -294,9 +293,13 @@ class RayPool(Pool[Task, Done]):
                 ray.kill(self._farewells.pop(ref).actor)
 
     def _spare(self, draining: frozenset[str]) -> None:
-        """Give nothing new to engines whose machine will go."""
-        for engine in self._engines:
-            if engine.is_ready and not engine.is_leaving and engine.place and engine.place.node_id in draining:
+        """Give nothing new to engines whose machine will go; those that still load there start elsewhere."""
+        going = [engine for engine in self._engines if engine.place and engine.place.node_id in draining]
+        for engine in going:
+            if not engine.is_ready:
+                _log.info("the machine of the worker at %s will go: another loads its model elsewhere", engine.place)
+                self._dismiss(engine)
+            elif not engine.is_leaving:
                 _log.info("the machine of the worker at %s will go: it gets nothing new", engine.place)
                 engine.is_leaving = True
                 self._roster.rest(engine)
@@ -320,6 +323,12 @@ class RayPool(Pool[Task, Done]):
                 "no worker for %.0f s; each needs pool.num_cpus: %s and pool.num_gpus: %s, and free now are: %s",
                 _PATIENCE_S, self._settings.num_cpus, self._settings.num_gpus, free_resources(),
             )  # fmt: skip
+
+
+def _is_preempted(engine: _Engine, error: RayError) -> bool:
+    """Whether an engine was lost with its machine, of which Ray had been told that it would go. Ray itself says so only
+    where the machine outlived the time that it was given, to the millisecond."""
+    return engine.is_leaving or (isinstance(error, RayActorError) and error.preempted)
 
 
 def _in_short(reason: str) -> str:

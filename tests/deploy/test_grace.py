@@ -16,27 +16,27 @@ from tests.deploy.rendered import ray_cluster, templates, values
 from tests.pipeline.nodes import free_ports
 
 DRIVER = """
-import os, pathlib, signal, sys, time, ray
-address, node, begun = sys.argv[1], int(sys.argv[2]), pathlib.Path(sys.argv[3])
-ray.init(address=address, log_to_driver=False)
-
-@ray.remote(num_cpus=1)
-class Engine:
-    def work(self, seconds):
-        begun.touch()
-        time.sleep(seconds)
-        return "finished"
-
-engine = Engine.remote()
-short, long = engine.work.remote(2), engine.work.remote(600)
-while not begun.exists():
-    time.sleep(0.05)
-os.kill(node, signal.SIGTERM)
-print(ray.get(short))
-try:
-    ray.get(long)
-except ray.exceptions.RayActorError as error:
-    print("preempted" if error.preempted else "to blame")
+import os, pathlib, signal, sys
+from configs.schema import RayWorkers
+from pipeline.cluster import RayPool
+from pipeline.joining import draining_nodes
+from tests.pipeline.waiters import Wait, Waiter
+address, node, folder = sys.argv[1], int(sys.argv[2]), pathlib.Path(sys.argv[3])
+short, long = (Wait(folder / f"{name}.end", folder / f"{name}.begun") for name in ("short", "long"))
+with RayPool(Waiter, RayWorkers(workers=1, address=address)) as pool:
+    pool.submit(1, short)
+    pool.submit(2, long)
+    while not short.begun.exists():
+        pool.wait(0.1)
+    os.kill(node, signal.SIGTERM)
+    finished = []
+    while len(finished) < 2:
+        finished += pool.wait(0.1)
+        if draining_nodes():
+            short.path.touch()
+    for item in finished:
+        print(item.task_id, "ended" if isinstance(item.result, int) else f"lost, to blame: {item.result.started}")
+    print(pool.state.lost)
 """
 
 
@@ -85,7 +85,7 @@ def test_a_pod_that_must_go_finishes_its_chunk_and_is_not_blamed(
     node: tuple[str, subprocess.Popen[bytes]], tmp_path: Path
 ) -> None:
     address, worker = node
-    arguments = [address, str(worker.pid), str(tmp_path / "begun")]
+    arguments = [address, str(worker.pid), str(tmp_path)]
     done = subprocess.run([sys.executable, "-c", DRIVER, *arguments], capture_output=True, text=True, env=os.environ)
-    assert done.stdout.split() == ["finished", "preempted"], done.stderr[-2000:]
+    assert done.stdout.splitlines() == ["1 ended", "2 lost, to blame: False", "{'preempted': 1}"], done.stderr[-2000:]
     worker.wait(timeout=60)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import subprocess
 import sys
 import time
@@ -142,9 +143,8 @@ def test_an_engine_that_hangs_while_it_loads_is_replaced_and_in_the_end_the_run_
         pool.submit(1, tasks.wait("any"))
         with pytest.raises(WorkersUnavailable, match=r"its model was not loaded within pool\.start_seconds: 1"):
             until(pool, lambda finished: bool(finished))
-    begun = [int(line) for line in slow.begun.read_text().split()]
-    assert len(begun) == 3
-    assert len(set(begun)) == 3
+    assert len(slow.processes()) == 3
+    assert len(set(slow.processes())) == 3
 
 
 def test_a_machine_that_must_go_ends_what_it_has_and_gets_nothing_new(cluster: Cluster, tasks: Tasks) -> None:
@@ -152,10 +152,10 @@ def test_a_machine_that_must_go_ends_what_it_has_and_gets_nothing_new(cluster: C
         for name in ("0", "1", "2", "3", "4"):
             pool.submit(int(name), tasks.wait(name))
         until(pool, lambda _: tasks.has_begun("0") and tasks.has_begun("2"))
-        [going] = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
+        going = worker_node()
         cluster.add_node(num_cpus=2, object_store_memory=100 * 2**20)
         until(pool, lambda _: tasks.has_begun("4"))
-        drain(cluster.address, going["NodeID"])
+        drain(cluster, going)
         tasks.end(*"01234")
         finished = until(pool, lambda finished: len(finished) == 5)
         assert all(isinstance(item.result, int) for item in finished), "nothing was lost"
@@ -170,8 +170,63 @@ def test_a_machine_that_must_go_ends_what_it_has_and_gets_nothing_new(cluster: C
         assert not pool.state.lost
 
 
-def drain(address: str, node_id: str) -> None:
+def test_an_engine_that_loads_on_a_machine_that_must_go_starts_elsewhere(
+    cluster: Cluster, tasks: Tasks, tmp_path: Path
+) -> None:
+    slow = SlowStart(tmp_path / "loaded", tmp_path / "loading")
+    with pool_of(slow, workers=1) as pool:
+        pool.submit(1, tasks.wait("any"))
+        until(pool, lambda _: slow.begun.exists())
+        [first] = slow.processes()
+        going = worker_node()
+        cluster.add_node(num_cpus=2, object_store_memory=100 * 2**20)
+        drain(cluster, going)
+        until(pool, lambda _: len(slow.processes()) == 2)
+        tasks.end("any")
+        slow.path.touch()
+        [done] = until(pool, lambda finished: len(finished) == 1)
+        assert done.result == slow.processes()[1]
+        assert not alive(first)
+        assert not pool.state.lost, "it had nothing to lose"
+
+
+def test_a_machine_that_goes_before_its_time_is_nobodys_fault(
+    cluster: Cluster, tasks: Tasks, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pool_of(workers=1) as pool:
+        pool.submit(1, tasks.wait("running"))
+        pool.submit(2, tasks.wait("behind"))
+        until(pool, lambda _: tasks.has_begun("running"))
+        going = worker_node()
+        cluster.add_node(num_cpus=2, object_store_memory=100 * 2**20)
+        drain(cluster, going)
+        with caplog.at_level(logging.INFO, logger="pipeline.cluster"):
+            until(pool, lambda _: "it gets nothing new" in caplog.text)
+        kill(cluster, going)
+        lost = until(pool, lambda finished: len(finished) == 2)
+        assert [(item.task_id, isinstance(item.result, WorkerLost) and item.result.started) for item in lost] == [
+            (1, False),
+            (2, False),
+        ]
+        assert pool.state.lost == {"preempted": 1}
+
+
+def worker_node() -> dict[str, Any]:
+    """The only node with CPUs, as Ray lists it."""
+    [node] = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
+    return node  # type: ignore[no-any-return]
+
+
+def kill(cluster: Cluster, node: dict[str, Any]) -> None:
+    """A node vanishes, as a machine without power."""
+    [process] = [process for process in cluster.worker_nodes if process.node_id == node["NodeID"]]
+    cluster.remove_node(process, allow_graceful=False)  # type: ignore[no-untyped-call]
+
+
+def drain(cluster: Cluster, node: dict[str, Any]) -> None:
     """Tell a node that it will be taken away in ten minutes, as the cloud tells a spot machine's."""
-    command = ["drain-node", "--address", address, "--node-id", node_id, "--deadline-remaining-seconds", "600"]
+    command = ["drain-node", "--address", cluster.address, "--node-id", node["NodeID"]]
     reasons = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "wanted elsewhere"]
-    subprocess.run([sys.executable, "-m", "ray.scripts.scripts", *command, *reasons], check=True, capture_output=True)
+    deadline = ["--deadline-remaining-seconds", "600"]
+    ray_program = [sys.executable, "-m", "ray.scripts.scripts"]
+    subprocess.run([*ray_program, *command, *deadline, *reasons], check=True, capture_output=True)

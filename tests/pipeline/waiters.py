@@ -47,6 +47,10 @@ class SlowStart:
         await_file(self.path)
         return Waiter()
 
+    def processes(self) -> list[int]:
+        """In which it began, in order."""
+        return [int(line) for line in self.begun.read_text().split()]
+
 
 def await_file(path: Path) -> None:
     while not path.exists():
