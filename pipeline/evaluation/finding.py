@@ -161,6 +161,8 @@ def _without_method(job: Job, budget: int | None) -> Job:
 
 
 def _way_of_reading(contender: Contender, parts: Parts) -> str:
-    """Contenders with the same name here can share a reading."""
+    """Contenders with the same name here can share a reading. A chunk is read with the question's tokens or without,
+    so those who know it have nothing to share with those who do not, and need not read as deep as these."""
     scored_by = parts.scorer.record if parts.is_shaped_by_all or parts.carries else None
-    return json.dumps([parts.record, contender.job.read.chunk_tokens, contender.job.keep.block_tokens, scored_by])
+    read, keep = contender.job.read, contender.job.keep
+    return json.dumps([parts.record, read.chunk_tokens, keep.block_tokens, parts.asks, scored_by])
