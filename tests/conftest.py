@@ -32,3 +32,18 @@ def _one_thread() -> None:
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Directory of a tiny random Llama with a byte tokenizer (one token per byte), window 2,048."""
     return save_tiny_model(tmp_path_factory.mktemp("tiny-model"))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What the costly kinds of tests took: the cluster tests are meant to stay under 15 minutes of two cores."""
+    reports = [
+        report
+        for reports in terminalreporter.stats.values()
+        for report in reports
+        if isinstance(report, pytest.TestReport)
+    ]
+    for marker in ("cluster", "model"):
+        seconds = [report.duration for report in reports if marker in report.keywords]
+        if seconds:
+            tests = len({report.nodeid for report in reports if marker in report.keywords})
+            terminalreporter.write_line(f"{tests} tests marked {marker}: {sum(seconds) / 60:.1f} min")
