@@ -27,14 +27,13 @@ from pipeline.errors import WorkersUnavailable
 from pipeline.joining import connect, draining_nodes, free_resources
 from pipeline.pool import TASKS_PER_WORKER, Done, Finished, Pool, PoolState, Task, WorkerLost
 from pipeline.roster import CHOICES_PER_WORKER, Roster
+from pipeline.starts import Starts
 from pipeline.traits import PLAIN, Traits
 from workers import logs
 from workers.actors import EngineActor, Place
 from workers.border import Works
 from workers.messages import WorkError
 
-MAX_FAILED_STARTS = 3
-"""In a row, before the run gives up on its workers."""
 MAX_ERRORS_IN_A_ROW = 2
 """Errors of the machine after which an engine is replaced: a broken device fails everything it is given."""
 _PATIENCE_S = 60.0
@@ -92,7 +91,7 @@ class RayPool(Pool[Task, Done]):
         self._roster: Roster[_Engine] = Roster()
         self._tasks: dict[int, Task] = {}
         self._lost: Counter[str] = Counter()
-        self._failed_starts = 0
+        self._starts = Starts()
         self._quiet_since_s = self._looked_s = self._needed_s = time.monotonic()
 
     @property
@@ -167,7 +166,8 @@ class RayPool(Pool[Task, Done]):
             ref = engine.actor.attempt.remote(self._tasks[task_id])
             engine.running[ref] = task_id
             self._awaited[ref] = engine
-        while len(self._engines) < min(self.num_workers, self._roster.num_workers + self._roster.num_waiting):
+        needed = min(self.num_workers, self._roster.num_workers + self._roster.num_waiting)
+        while len(self._engines) < needed and not self._starts.pause_s:
             actor = self._actor_class.remote(*self._arguments)
             engine = _Engine(actor, actor.place.remote(), actor.load.remote(), time.monotonic())
             self._engines.append(engine)
@@ -177,6 +177,7 @@ class RayPool(Pool[Task, Done]):
         """What came back; at least one within ``timeout_s``, if any comes."""
         awaited = [*self._awaited, *self._farewells]
         if not awaited:
+            time.sleep(min(timeout_s, self._starts.pause_s))
             return []
         done, _ = ray.wait(awaited, timeout=timeout_s)
         if done:
@@ -200,13 +201,14 @@ class RayPool(Pool[Task, Done]):
         else:
             assert engine.place is not None
             engine.is_ready = True
-            self._failed_starts = 0
+            self._starts.succeeded()
             self._roster.join(engine, engine.place.node_id)
         return []
 
     def _take_failed_start(self, engine: _Engine, error: RayError) -> list[Finished[Done]]:
-        reason = str(error.cause or error) if isinstance(error, RayTaskError) else str(error)
-        return self._replace(engine, "preempted" if _is_preempted(engine, error) else "failed to start", reason)
+        if isinstance(error, RayTaskError):
+            return self._replace(engine, "failed to start", str(error.cause or error))
+        return self._replace(engine, "preempted" if _is_preempted(engine, error) else "died at its start", str(error))
 
     def _take_result(self, engine: _Engine, ref: ray.ObjectRef[Any]) -> list[Finished[Done]]:
         task_id = engine.running[ref]
@@ -237,13 +239,8 @@ class RayPool(Pool[Task, Done]):
         reason = _in_short(reason)
         where = f"at {engine.place}" if engine.place else "without a machine"
         _log.warning("lost the worker %s (%s): %s", where, cause, reason)
-        if not engine.is_ready and cause != "preempted":
-            self._failed_starts += 1
-            if self._failed_starts == MAX_FAILED_STARTS:
-                raise WorkersUnavailable(
-                    f"{MAX_FAILED_STARTS} workers in a row could not start (pool.num_cpus: {self._settings.num_cpus}, "
-                    f"pool.num_gpus: {self._settings.num_gpus}); the last one said: {reason}"
-                )
+        if not engine.is_ready:
+            self._count_failed_start(cause, reason)
         lost = self._roster.leave(engine) if engine.is_ready else []
         self._forget(engine)
         ray.kill(engine.actor)
@@ -253,6 +250,17 @@ class RayPool(Pool[Task, Done]):
             Finished(task_id, WorkerLost(started=blame and position == 0, why=f"{cause}: {reason}"))
             for position, task_id in enumerate(lost)
         ]
+
+    def _count_failed_start(self, cause: str, reason: str) -> None:
+        if cause == "died at its start":
+            self._starts.died()
+        elif cause != "preempted":
+            self._starts.raised()
+        if self._starts.are_hopeless:
+            raise WorkersUnavailable(
+                f"{self._starts.number_in_a_row} times in a row workers could not start (pool.num_cpus: "
+                f"{self._settings.num_cpus}, pool.num_gpus: {self._settings.num_gpus}); the last one said: {reason}"
+            )
 
     def _forget(self, engine: _Engine) -> None:
         self._engines.remove(engine)

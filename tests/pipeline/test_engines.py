@@ -15,11 +15,12 @@ import ray
 from ray.cluster_utils import Cluster
 
 from configs.schema import RayWorkers
+from pipeline import starts
 from pipeline.cluster import RayPool
 from pipeline.errors import WorkersUnavailable
 from pipeline.pool import Finished, WorkerLost
 from tests.cache_store.clusters import ray_cluster
-from tests.pipeline.waiters import SlowStart, Wait, Waiter
+from tests.pipeline.waiters import DeadStart, SlowStart, Wait, Waiter
 
 pytestmark = pytest.mark.cluster
 
@@ -188,6 +189,33 @@ def test_an_engine_that_loads_on_a_machine_that_must_go_starts_elsewhere(
         assert done.result == slow.processes()[1]
         assert not alive(first)
         assert not pool.state.lost, "it had nothing to lose"
+
+
+def test_a_machine_that_vanishes_while_many_load_on_it_is_one_failure_to_start(
+    cluster: Cluster, tasks: Tasks, tmp_path: Path
+) -> None:
+    slow = SlowStart(tmp_path / "loaded", tmp_path / "loading")
+    going = cluster.add_node(num_cpus=3, object_store_memory=100 * 2**20)
+    with pool_of(slow, workers=5) as pool:
+        for task_id in range(5):
+            pool.submit(task_id, tasks.wait("any"))
+        until(pool, lambda _: slow.begun.exists() and len(slow.processes()) == 5)
+        cluster.remove_node(going, allow_graceful=False)  # type: ignore[no-untyped-call]
+        until(pool, lambda _: pool.state.lost.get("died at its start") == 3)
+        tasks.end("any")
+        slow.path.touch()
+        finished = until(pool, lambda finished: len(finished) == 5)
+        assert {item.result for item in finished} <= set(slow.processes())
+
+
+def test_engines_that_die_whenever_they_load_end_the_run_with_the_reason(
+    cluster: Cluster, tasks: Tasks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(starts, "_FIRST_PAUSE_S", 0.05)
+    with pool_of(DeadStart(), workers=2) as pool:
+        pool.submit(1, tasks.wait("any"))
+        with pytest.raises(WorkersUnavailable, match=r"5 times in a row workers could not start .* The actor died"):
+            until(pool, lambda finished: bool(finished))
 
 
 def test_a_machine_that_goes_before_its_time_is_nobodys_fault(

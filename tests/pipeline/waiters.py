@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -50,6 +51,15 @@ class SlowStart:
     def processes(self) -> list[int]:
         """In which it began, in order."""
         return [int(line) for line in self.begun.read_text().split()]
+
+
+@dataclass(frozen=True)
+class DeadStart:
+    """Takes its process with it, as what needs more memory than there is."""
+
+    def __call__(self) -> Waiter:
+        os.kill(os.getpid(), signal.SIGKILL)
+        raise AssertionError("not reached")
 
 
 def await_file(path: Path) -> None:
