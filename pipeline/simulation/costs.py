@@ -16,8 +16,10 @@ class Costs:
     ``prepare_s`` (tokenizing, cutting) and ``choose_s`` (from relevance to what is kept) for 1,000 tokens,
     ``answer_row_s`` for one row of output, ``message_s`` for a task handed to a worker or taken back from it, and
     ``look_s`` for each worker whenever results are looked for, because ``RayPool`` asks Ray about all tasks each time.
-    The driver's were measured once, by hand, on a shared core: the first three with the real reader and the tokenizer
-    of SmolLM2, ``message_s`` with Ray 2.60; ``look_s`` is put together from ``ray.wait`` and the pool's own code.
+    ``prepare_s`` is the fifth of preparing that holds Python's lock; ``prepare_apart_s`` is the tokenizer, which the
+    driver's threads run beside it, given cores. All were found by ``driver_costs`` on a machine with nothing else to
+    do: with the real reader, the tokenizer of SmolLM2 and Ray 2.60; ``look_s`` is ``ray.wait`` over two tasks of each
+    worker, and a third of that again for the pool's own code.
 
     Bytes on the wire: ``token_bytes`` each, ``message_bytes`` around them, ``relevance_bytes`` for 1,000 tokens and
     one question; ``pair_bytes``: keys and values of one kept token in all layers and heads.
@@ -26,11 +28,12 @@ class Costs:
     source: str
     encode_s: float
     answer_s: float
-    prepare_s: float = 0.0021
-    choose_s: float = 0.00065
-    answer_row_s: float = 0.0002
-    message_s: float = 0.0003
-    look_s: float = 0.000003
+    prepare_s: float = 0.0006
+    prepare_apart_s: float = 0.0023
+    choose_s: float = 0.0007
+    answer_row_s: float = 0.00034
+    message_s: float = 0.00024
+    look_s: float = 0.0000008
     token_bytes: int = 3
     message_bytes: int = 400
     relevance_bytes: int = 6_000

@@ -36,7 +36,7 @@ def scene_of(documents: int, nodes: int, faults: str = "none", costs: Costs = CP
 
 
 def page(num_seeds: int = 1) -> Iterator[str]:
-    """All tables, a line at a time; about two minutes of one core for each seed."""
+    """All tables, a line at a time; about four minutes of one core for each seed."""
     yield "### What goes wrong: 100 workers of one CPU core"
     yield from table(((name, scene_of(100 * _PER_NODE, 100, name), 1) for name in FAULTS), num_seeds)
     yield "### A larger cluster under one driver, all faults"
@@ -48,21 +48,21 @@ def page(num_seeds: int = 1) -> Iterator[str]:
 
 
 def _under_one_driver() -> Iterator[tuple[str, Scene, int]]:
-    for nodes in (125, 250, 500, 1000):
+    for nodes in (250, 500, 1000, 2000):
         yield "CPU core", scene_of(nodes * _PER_NODE, nodes, "all"), 1
-    for nodes in (8, 16, 32, 64):
+    for nodes in (16, 32, 64, 128):
         yield "GPU (assumed)", scene_of(nodes * _PER_NODE, nodes, "all", GPU), 1
 
 
 def _shared() -> Iterator[tuple[str, Scene, int]]:
     for drivers in (1, 2, 4, 8):
-        yield "CPU core", scene_of(1000 * _PER_NODE, 1000, "all"), drivers
+        yield "CPU core", scene_of(2000 * _PER_NODE, 2000, "all"), drivers
     for drivers in (1, 4, 8, 16):
-        yield "GPU (assumed)", scene_of(64 * _PER_NODE, 64, "all", GPU), drivers
+        yield "GPU (assumed)", scene_of(128 * _PER_NODE, 128, "all", GPU), drivers
     unprepared = replace(GPU, prepare_s=0.0)
-    yield "GPU, prepared elsewhere", scene_of(64 * _PER_NODE, 64, "all", unprepared), 1
+    yield "GPU, prepared elsewhere", scene_of(128 * _PER_NODE, 128, "all", unprepared), 1
     unchosen = replace(unprepared, choose_s=0.0)
-    yield "GPU, prepared and chosen elsewhere", scene_of(64 * _PER_NODE, 64, "all", unchosen), 1
+    yield "GPU, prepared and chosen elsewhere", scene_of(128 * _PER_NODE, 128, "all", unchosen), 1
 
 
 def table(runs: Iterator[tuple[str, Scene, int]], num_seeds: int = 1) -> Iterator[str]:
@@ -85,9 +85,11 @@ def feeding() -> Iterator[str]:
         for what, kinds in (
             ("and messages of Ray", ("messages", "looking for results")),
             ("and chooses what is kept", ("choose", "answer rows")),
-            ("and prepares documents (today)", ("prepare",)),
+            ("and prepares documents, in threads beside it (today)", ("prepare",)),
         ):
             spent[what] = list(spent.values())[-1] + sum(report.driver_s[kind] for kind in kinds)
+        apart_s = costs.prepare_apart_s * report.tokens / 1000
+        spent["and prepares documents, without threads"] = list(spent.values())[-1] + apart_s
         for what, seconds in spent.items():
             yield _row((name, what, f"{seconds / report.tokens * 1e6:.3f}", f"{report.work_s / seconds:,.0f}"))
     yield ""
