@@ -19,7 +19,7 @@ from pipeline import starts
 from pipeline.cluster import RayPool
 from pipeline.errors import WorkersUnavailable
 from pipeline.pool import Finished, WorkerLost
-from tests.cache_store.clusters import ray_cluster
+from tests.cache_store.clusters import STORE_BYTES, ray_cluster
 from tests.pipeline.waiters import DeadStart, SlowStart, Wait, Waiter
 
 pytestmark = pytest.mark.cluster
@@ -29,11 +29,23 @@ PATIENCE_S = 100.0
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
-    """A head without CPUs for anybody, and a node with two."""
+def head() -> Iterator[Cluster]:
+    """A head without CPUs for anybody."""
     with ray_cluster(num_cpus=0) as cluster:
-        cluster.add_node(num_cpus=2, object_store_memory=100 * 2**20)
         yield cluster
+
+
+@pytest.fixture
+def cluster(head: Cluster) -> Iterator[Cluster]:
+    """The head and a node with two CPUs. They go with the test: Ray lists a killed node as alive for 13 s."""
+    head.add_node(num_cpus=2, object_store_memory=STORE_BYTES)
+    yield head
+    for node in list(head.worker_nodes):
+        head.remove_node(node)  # type: ignore[no-untyped-call]
+    end_s = time.monotonic() + PATIENCE_S
+    while left := nodes_with_cpus():
+        assert time.monotonic() < end_s, left
+        time.sleep(0.1)
 
 
 def pool_of(make: Callable[[], Waiter] = Waiter, **settings: Any) -> WaiterPool:
@@ -153,8 +165,8 @@ def test_a_machine_that_must_go_ends_what_it_has_and_gets_nothing_new(cluster: C
         for name in ("0", "1", "2", "3", "4"):
             pool.submit(int(name), tasks.wait(name))
         until(pool, lambda _: tasks.has_begun("0") and tasks.has_begun("2"))
-        going = worker_node()
-        cluster.add_node(num_cpus=2, object_store_memory=100 * 2**20)
+        [going] = nodes_with_cpus()
+        cluster.add_node(num_cpus=2, object_store_memory=STORE_BYTES)
         until(pool, lambda _: tasks.has_begun("4"))
         drain(cluster, going)
         tasks.end(*"01234")
@@ -179,8 +191,8 @@ def test_an_engine_that_loads_on_a_machine_that_must_go_starts_elsewhere(
         pool.submit(1, tasks.wait("any"))
         until(pool, lambda _: slow.begun.exists())
         [first] = slow.processes()
-        going = worker_node()
-        cluster.add_node(num_cpus=2, object_store_memory=100 * 2**20)
+        [going] = nodes_with_cpus()
+        cluster.add_node(num_cpus=2, object_store_memory=STORE_BYTES)
         drain(cluster, going)
         until(pool, lambda _: len(slow.processes()) == 2)
         tasks.end("any")
@@ -195,7 +207,7 @@ def test_a_machine_that_vanishes_while_many_load_on_it_is_one_failure_to_start(
     cluster: Cluster, tasks: Tasks, tmp_path: Path
 ) -> None:
     slow = SlowStart(tmp_path / "loaded", tmp_path / "loading")
-    going = cluster.add_node(num_cpus=3, object_store_memory=100 * 2**20)
+    going = cluster.add_node(num_cpus=3, object_store_memory=STORE_BYTES)
     with pool_of(slow, workers=5) as pool:
         for task_id in range(5):
             pool.submit(task_id, tasks.wait("any"))
@@ -225,8 +237,8 @@ def test_a_machine_that_goes_before_its_time_is_nobodys_fault(
         pool.submit(1, tasks.wait("running"))
         pool.submit(2, tasks.wait("behind"))
         until(pool, lambda _: tasks.has_begun("running"))
-        going = worker_node()
-        cluster.add_node(num_cpus=2, object_store_memory=100 * 2**20)
+        [going] = nodes_with_cpus()
+        cluster.add_node(num_cpus=2, object_store_memory=STORE_BYTES)
         drain(cluster, going)
         with caplog.at_level(logging.INFO, logger="pipeline.cluster"):
             until(pool, lambda _: "it gets nothing new" in caplog.text)
@@ -239,10 +251,9 @@ def test_a_machine_that_goes_before_its_time_is_nobodys_fault(
         assert pool.state.lost == {"preempted": 1}
 
 
-def worker_node() -> dict[str, Any]:
-    """The only node with CPUs, as Ray lists it."""
-    [node] = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
-    return node  # type: ignore[no-any-return]
+def nodes_with_cpus() -> list[dict[str, Any]]:
+    """As Ray lists them."""
+    return [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
 
 
 def kill(cluster: Cluster, node: dict[str, Any]) -> None:
