@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import yaml
@@ -24,15 +25,18 @@ def write_pages(evaluation: Evaluation, results: Sequence[Result], title: str, c
     if not any(row.method == default for row in results):
         return []
     directory = local_path(evaluation.output.path)
-    page = directory / "results.md"
-    page.write_text(results_page(results, default, _front(evaluation, results, title, command)), encoding="utf-8")
+    page, front = directory / "results.md", _front(evaluation, results, title, command)
     try:
         from pipeline.evaluation.plots import write_plots
     except ImportError as error:
+        page.write_text(results_page(results, default, front), encoding="utf-8")
         raise JobError(
             f"{page} is written; figures need matplotlib ({error}): pip install 'foveate[evaluate]'"
         ) from error
-    return [directory / "results.parquet", page, *write_plots(directory, results, default)]
+    figures = write_plots(directory, results, default)
+    front = replace(front, figures=tuple(path.name for path in figures))
+    page.write_text(results_page(results, default, front), encoding="utf-8")
+    return [directory / "results.parquet", page, *figures]
 
 
 def _front(evaluation: Evaluation, results: Sequence[Result], title: str, command: str) -> Front:

@@ -1,12 +1,13 @@
-"""Results as small SVG figures: accuracy against budget and against length, gold kept against budget, bytes.
+"""Results as small SVG figures: accuracy by method, against budget and against length, gold kept against budget, bytes.
 
-Invariants: one panel for each task and each length or budget, so that nothing is averaged over them; a method has the
-same colour and mark in every figure; text is text; the same results give the same bytes.
+Invariants: one panel for each task and each length or budget, so that nothing is averaged over them; lines are drawn
+where they have two points, and methods below each other where there are few places to compare them at; a method has
+the same colour and mark in every figure of lines; text is text; the same results give the same bytes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,11 @@ _STYLE: Any = {"svg.hashsalt": "foveate", "svg.fonttype": "none", "font.size": 8
           "axes.spines.right": False, "lines.linewidth": 1.2, "lines.markersize": 4}  # fmt: skip
 _PANEL = (2.5, 1.9)
 """Inches."""
+_LEGEND_ENTRY = 1.7
+"""Inches, at most: a legend has as many columns as fit."""
+_FEW_PLACES = 4
+"""Lengths times budgets that a figure with a row for each method has room for."""
+_SHARES = FuncFormatter(lambda value, _: f"{value:.0%}")
 
 Points = list[tuple[float, Estimate]]
 Grid = Sequence[Sequence[tuple[str, Callable[[str], Points]]]]
@@ -39,6 +45,7 @@ def write_plots(directory: Path, results: Iterable[Result], default: str) -> lis
     summary = Summary(results, default)
     with mpl.rc_context(_STYLE):
         figures = {
+            "accuracy-by-method.svg": accuracy_by_method(summary),
             "accuracy-by-budget.svg": accuracy_by_budget(summary),
             "accuracy-by-length.svg": accuracy_by_length(summary),
             "recall-by-budget.svg": recall_by_budget(summary),
@@ -53,24 +60,64 @@ def write_plots(directory: Path, results: Iterable[Result], default: str) -> lis
     return written
 
 
+def accuracy_by_method(summary: Summary) -> Figure | None:
+    """Score and gold kept of every method, in the methods' order: a row of panels for each length and budget, a column
+    for each task. None where there are too many of these for a page."""
+    wheres = [(length, budget) for length in summary.lengths for budget in summary.budgets]
+    if len(wheres) > _FEW_PLACES:
+        return None
+    names = summary.methods
+    width, height = 1.6 + _PANEL[0] * len(summary.tasks), (0.7 + 0.15 * len(names)) * len(wheres)
+    figure = Figure(figsize=(width, height + 0.3), layout="constrained")
+    panels = figure.subplots(len(wheres), len(summary.tasks), squeeze=False, sharey=True)
+    drawn: dict[str, Any] = {}
+    for axes_row, (length, budget) in zip(panels, wheres, strict=True):
+        for axes, task in zip(axes_row, summary.tasks, strict=True):
+            place = Place(task, length, budget)
+            for at, cell in _by_row(summary, place):
+                score, kept = cell.score, cell.recall
+                if kept is not None:
+                    [drawn["gold passages kept"]] = axes.plot(kept.mean, at, "o", mfc="white", mec=_COLOURS[2], ms=6)
+                interval = [[score.mean - score.low], [score.high - score.mean]]
+                drawn["score"] = axes.errorbar(score.mean, at, xerr=interval, fmt="ok", elinewidth=0.8, ms=3)
+            axes.set_yticks(range(len(names)), names)
+            axes.set_ylim(len(names) - 0.5, -0.5)
+            axes.set_xlim(-0.03, 1.03)
+            axes.xaxis.set_major_formatter(_SHARES)
+            axes.grid(linewidth=0.3)
+            axes.set_title(str(place), fontsize=8)
+    figure.legend(list(drawn.values()), list(drawn), loc="outside upper center", ncols=2, frameon=False)
+    return figure
+
+
+def _by_row(summary: Summary, place: Place) -> Iterator[tuple[int, Cell]]:
+    """The methods that have answers at a place, with their numbers in the methods' order."""
+    for at, method in enumerate(summary.methods):
+        cell = summary.cell(place, method)
+        if cell is not None and not cell.is_refused:
+            yield at, cell
+
+
 def accuracy_by_budget(summary: Summary) -> Figure | None:
-    """Score against budget: a row of panels for each task, a column for each length."""
+    """Score against budget: a row of panels for each task, a column for each length; None for a single budget."""
     return _by_budget(summary, lambda cell: cell.score, "score")
 
 
 def recall_by_budget(summary: Summary) -> Figure | None:
-    """Share of gold passages kept whole against budget, for the tasks that have gold."""
+    """Share of gold passages kept whole against budget, for the tasks that have gold; None for a single budget."""
     return _by_budget(summary, lambda cell: cell.recall, "gold passages kept")
 
 
 def accuracy_by_length(summary: Summary) -> Figure | None:
-    """Score against length: a row of panels for each task, a column for each budget."""
+    """Score against length: a row of panels for each task, a column for each budget; None for a single length."""
 
     def panel(task: str, budget: int | None) -> tuple[str, Callable[[str], Points]]:
         title = task if budget is None else f"{task}, budget {budget:,}"
         places = [Place(task, length, budget) for length in summary.lengths]
         return title, lambda method: _points(summary, places, method, lambda place: place.length, lambda c: c.score)
 
+    if len(summary.lengths) < 2:
+        return None
     return _lines(summary, [[panel(t, b) for b in summary.budgets] for t in summary.tasks], "length in tokens", "score")
 
 
@@ -118,7 +165,7 @@ def _by_budget(summary: Summary, value: Callable[[Cell], Estimate | None], label
         title = f"{task}, {length:,} tokens"
         return title, lambda method: _points(summary, places, method, lambda place: place.budget or 0, value)
 
-    if summary.budgets == (None,):
+    if len(summary.budgets) < 2:
         return None
     grid = [[panel(task, length) for length in summary.lengths] for task in summary.tasks]
     return _lines(summary, grid, "budget in tokens", label)
@@ -142,7 +189,7 @@ def _lines(summary: Summary, grid: Grid, x_label: str, y_label: str) -> Figure |
     rows = [row for row in grid if any(points(method) for _, points in row for method in summary.methods)]
     if not rows:
         return None
-    width = max(1.3 + _PANEL[0] * len(rows[0]), 4.5)
+    width = max(1.3 + _PANEL[0] * len(rows[0]), 3 * _LEGEND_ENTRY)
     figure = Figure(figsize=(width, 0.6 + _PANEL[1] * len(rows)), layout="constrained")
     panels = figure.subplots(len(rows), len(rows[0]), squeeze=False, sharey=True)
     drawn: dict[str, ErrorbarContainer] = {}
@@ -156,7 +203,7 @@ def _lines(summary: Summary, grid: Grid, x_label: str, y_label: str) -> Figure |
             axes.set_xlabel(x_label)
         axes_row[0].set_ylabel(y_label)
     handles: list[Any] = list(drawn.values())  # a container is no artist to the types, but is to a legend
-    figure.legend(handles, list(drawn), loc="outside upper center", ncols=4, frameon=False)
+    figure.legend(handles, list(drawn), loc="outside upper center", ncols=int(width / _LEGEND_ENTRY), frameon=False)
     return figure
 
 
@@ -180,7 +227,7 @@ def _dress(axes: Axes, title: str, ticks: Sequence[float]) -> None:
     axes.set_xticks(ticks, [f"{tick:,.0f}" for tick in ticks])
     axes.minorticks_off()
     axes.set_ylim(-0.03, 1.03)
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0%}"))
+    axes.yaxis.set_major_formatter(_SHARES)
     axes.grid(axis="y", linewidth=0.3)
     axes.set_title(title, fontsize=8)
 

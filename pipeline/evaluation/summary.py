@@ -6,6 +6,7 @@ every budget; differences are taken over the items that both methods have.
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -72,6 +73,11 @@ class Cell:
         pairs = [(value(result), theirs.get(result.item)) for result in self.results]
         known = [(own, other) for own, other in pairs if own is not None and other is not None]
         return paired_difference([own for own, _ in known], [other for _, other in known]) if known else None
+
+    def median(self, value: Callable[[Result], float | None]) -> float | None:
+        """Median over the items that have the value, for seconds, which other work on the machine may stretch."""
+        known = [found for result in self.results if (found := value(result)) is not None]
+        return statistics.median(known) if known else None
 
     def mean(self, value: Callable[[Result], float | None]) -> float | None:
         """Mean over the items that have the value; None where none has."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from pipeline.evaluation.metrics import Estimate
 from pipeline.evaluation.results import Result
@@ -24,7 +25,7 @@ _HOW = (
     "and kv heads where these keep different tokens. *Tokens kept*: per layer and kv head. *Bytes kept*: of key-value "
     "pairs, in all layers; none where text is kept and read again. *KL*, in nats, and *top-1*: how far the method's "
     "next-token distributions are from the dense model's, and how often both say the same, over the tokens of the "
-    "dense answer. Seconds are left out where methods shared a reading or a batch of answers."
+    "dense answer. Seconds are medians, and left out where methods shared a reading or a batch of answers."
 )
 _COLUMNS = (
     "budget", "method", "items", "score", "against", "gold kept", "relevance kept", "tokens kept", "bytes kept",
@@ -35,13 +36,15 @@ _COLUMNS = (
 @dataclass(frozen=True)
 class Front:
     """What a page says before its tables. ``made``: paragraphs on how it was made; ``methods``: names and settings;
-    ``lexical``: those that keep what words find; ``window``: of the model, in tokens."""
+    ``lexical``: those that keep what words find; ``window``: of the model, in tokens; ``figures``: names of SVG files
+    beside the page."""
 
     title: str = "Results"
     made: tuple[str, ...] = ()
     methods: tuple[tuple[str, str], ...] = ()
     lexical: tuple[str, ...] = ()
     window: int | None = None
+    figures: tuple[str, ...] = ()
 
 
 def results_page(results: Iterable[Result], default: str, front: Front = Front()) -> str:
@@ -52,6 +55,8 @@ def results_page(results: Iterable[Result], default: str, front: Front = Front()
     for paragraph in (*front.made, _HOW.format(default=default)):
         lines += [paragraph, ""]
     lines += [*lexical_lines(summary, front.lexical), *_refusals(summary)]
+    for name in front.figures:
+        lines += [f"![{Path(name).stem.replace('-', ' ')}]({name})", ""]
     for length in summary.lengths:
         beyond = front.window is not None and length > front.window
         lines += [f"## Scores at {length:,} tokens{', beyond the window' if beyond else ''}", ""]
@@ -106,13 +111,13 @@ def _measured(summary: Summary, cell: Cell) -> list[str]:
         _score(cell),
         "" if own or cell.is_refused or (gain := cell.gain) is None else _points(gain),
         "" if recall is None else _percent(recall),
-        _mean(cell, lambda r: r.relevance_kept, "{:.0%}".format),
-        _mean(cell, lambda r: r.kept_tokens, "{:,.0f}".format),
-        _mean(cell, lambda r: r.kept_bytes, lambda mean: in_bytes(round(mean))),
-        _mean(cell, lambda r: r.seconds_read, "{:.2f}".format),
-        _mean(cell, lambda r: r.seconds_answer, "{:.2f}".format),
-        _mean(cell, lambda r: r.kl, "{:.3f}".format),
-        _mean(cell, lambda r: r.top1, "{:.0%}".format),
+        _shown(cell.mean(lambda r: r.relevance_kept), "{:.0%}".format),
+        _shown(cell.mean(lambda r: r.kept_tokens), "{:,.0f}".format),
+        _shown(cell.mean(lambda r: r.kept_bytes), lambda mean: in_bytes(round(mean))),
+        _shown(cell.median(lambda r: r.seconds_read), "{:.2f}".format),
+        _shown(cell.median(lambda r: r.seconds_answer), "{:.2f}".format),
+        _shown(cell.mean(lambda r: r.kl), "{:.3f}".format),
+        _shown(cell.mean(lambda r: r.top1), "{:.0%}".format),
     ]
 
 
@@ -183,9 +188,8 @@ def _signed(share: float) -> str:
     return f"{points:+d}" if points else "0"
 
 
-def _mean(cell: Cell, value: Callable[[Result], float | None], shown: Callable[[float], str]) -> str:
-    mean = cell.mean(value)
-    return "" if mean is None else shown(mean)
+def _shown(number: float | None, shown: Callable[[float], str]) -> str:
+    return "" if number is None else shown(number)
 
 
 def _escape(text: str) -> str:

@@ -392,7 +392,7 @@ class TestEvaluate:
         assert foveate("evaluate", file, "--set", "items=1", "--title", "Mine") == 0
         page = file.parent / "out" / "results.md"
         out = capsys.readouterr().out
-        assert f"{page}\n" in out and "accuracy-by-length.svg" in out
+        assert f"{page}\n" in out and "accuracy-by-method.svg" in out
         assert page.read_text().startswith(f"# Mine\n\nMade by `foveate evaluate {file} --set items=1`")
 
     def test_pages_can_be_made_of_what_there_is(self, file: Path, capsys: pytest.CaptureFixture[str]) -> None:

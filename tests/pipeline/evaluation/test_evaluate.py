@@ -182,9 +182,10 @@ def test_pages_are_written_for_people(settings: dict[str, Any]) -> None:
     evaluation = load(settings, methods=[METHODS[0], METHODS[9]])
     rows = evaluate(evaluation)
     written = write_pages(evaluation, rows, "A title", "foveate evaluate some.yaml --set items=2")
-    assert {path.name for path in written} >= {"results.parquet", "results.md", "accuracy-by-length.svg"}
+    assert {path.name for path in written} >= {"results.parquet", "results.md", "accuracy-by-method.svg"}
     page = (Path(settings["output"]["path"]) / "results.md").read_text()
     assert page.startswith("# A title\n\nMade by `foveate evaluate some.yaml --set items=2`; do not edit.")
+    assert "![accuracy by method](accuracy-by-method.svg)" in page
     for fact in (evaluation.base.model.source, "window 2,048", "2 at 1,000 tokens", "4 items in all; seed 0", "torch "):
         assert fact in page.split("## Scores")[0]
     assert "| `truncate` | `baseline: truncate` |" in page and "`read: {chunk_tokens: 256}" in page

@@ -190,12 +190,14 @@ def texts(path: Path) -> list[str]:
 def test_figures_are_svg_with_words_as_text(tmp_path: Path) -> None:
     paths = write_plots(tmp_path, ROWS, "default")
     assert [path.name for path in paths] == [
-        "accuracy-by-budget.svg", "accuracy-by-length.svg", "recall-by-budget.svg", "bytes.svg",
+        "accuracy-by-method.svg", "accuracy-by-budget.svg", "accuracy-by-length.svg", "recall-by-budget.svg",
+        "bytes.svg",
     ]  # fmt: skip
     for path in paths:
         assert ElementTree.parse(path).getroot().tag == "{http://www.w3.org/2000/svg}svg"
         assert path.stat().st_size < 200_000
-    by_budget, by_length, recall, sizes = map(texts, paths)
+    by_method, by_budget, by_length, recall, sizes = map(texts, paths)
+    assert {"needle at 8,192 tokens, budget 256", "default", "streaming", "dense", "gold passages kept"} <= {*by_method}
     assert {"needle, 4,096 tokens", "needle, 8,192 tokens", "default", "streaming", "dense", "256", "512"} <= {
         *by_budget
     }
@@ -210,9 +212,30 @@ def test_the_same_results_give_the_same_bytes(tmp_path: Path) -> None:
     assert first == again and results_page(ROWS, "default") == results_page(ROWS, "default")
 
 
-def test_figures_without_a_point_are_not_written(tmp_path: Path) -> None:
+def test_figures_with_nothing_to_show_are_not_written(tmp_path: Path) -> None:
+    """A point of each method is no line, and a row for each method at many places is no page."""
+
+    def drawn(rows: Sequence[Result], default: str = "default") -> set[str]:
+        names = {path.name for path in write_plots(tmp_path, rows, default)}
+        return {name.removeprefix("accuracy-").removesuffix(".svg") for name in names}
+
     bare = [replace(row, recall=None, kept_bytes=None) for row in ROWS]
-    names = [path.name for path in write_plots(tmp_path, bare, "default")]
-    assert names == ["accuracy-by-budget.svg", "accuracy-by-length.svg"]
-    names = [path.name for path in write_plots(tmp_path, results("dense", None, BETTER), "dense")]
-    assert names == ["accuracy-by-length.svg", "bytes.svg"]
+    assert drawn(bare) == {"by-method", "by-budget", "by-length"}
+    assert drawn(results("dense", None, BETTER), "dense") == {"by-method", "bytes"}
+    lengths = [row for length in (512, 1024, 2048) for row in results("default", 256, BETTER, length=length)]
+    assert drawn(lengths) == {"by-method", "by-length", "bytes"}
+    assert drawn([*lengths, *(replace(row, budget=512) for row in lengths)]) == {
+        "by-budget", "by-length", "recall-by-budget", "bytes",
+    }  # fmt: skip
+
+
+def test_seconds_are_medians_because_other_work_may_hold_an_item_up() -> None:
+    rows = [
+        replace(row, seconds_read=s) for row, s in zip(results("default", 256, BETTER), (1, 2, 3, 900), strict=True)
+    ]
+    assert "| 2.50 |" in results_page(rows, "default")
+
+
+def test_a_page_shows_the_figures_beside_it() -> None:
+    page = results_page(ROWS, "default", Front(figures=("accuracy-by-length.svg",)))
+    assert "![accuracy by length](accuracy-by-length.svg)" in page.split("## Scores")[0]
