@@ -33,9 +33,10 @@ def test_auto_finds_the_cached_one_and_a_model_without_one_has_none() -> None:
     assert find_profile("auto", WEIGHTS) == profile
 
 
-def test_the_demo_models_profile_ships() -> None:
-    [path] = (Path("workers") / "selection" / "profiles").glob("*.json")
+@pytest.mark.parametrize("path", sorted((Path("workers") / "selection" / "profiles").glob("*.json")), ids=str)
+def test_profiles_of_two_small_models_ship(path: Path) -> None:
     shipped = Profile.load(path)
+    assert path.stem == shipped.weights[:16]
     assert find_profile("auto", shipped.weights) == shipped
     assert shipped.index is not None and shipped.index.heads != shipped.heads
     for choice in (shipped, shipped.index):
