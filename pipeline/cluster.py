@@ -25,7 +25,7 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 from configs.schema import RayWorkers
 from pipeline.errors import WorkersUnavailable
 from pipeline.joining import connect, draining_nodes, free_resources
-from pipeline.pool import TASKS_PER_WORKER, Done, Finished, Pool, PoolState, Task, WorkerLost
+from pipeline.pool import TASKS_PER_WORKER, Done, Finished, Loss, Pool, PoolState, Task, WorkerLost
 from pipeline.roster import CHOICES_PER_WORKER, Roster
 from pipeline.starts import Starts
 from pipeline.traits import PLAIN, Traits
@@ -90,7 +90,7 @@ class RayPool(Pool[Task, Done]):
         self._farewells: dict[ray.ObjectRef[None], _Engine] = {}
         self._roster: Roster[_Engine] = Roster()
         self._tasks: dict[int, Task] = {}
-        self._lost: Counter[str] = Counter()
+        self._lost: Counter[Loss] = Counter()
         self._starts = Starts()
         self._quiet_since_s = self._looked_s = self._needed_s = time.monotonic()
 
@@ -207,8 +207,8 @@ class RayPool(Pool[Task, Done]):
 
     def _take_failed_start(self, engine: _Engine, error: RayError) -> list[Finished[Done]]:
         if isinstance(error, RayTaskError):
-            return self._replace(engine, "failed to start", str(error.cause or error))
-        return self._replace(engine, "preempted" if _is_preempted(engine, error) else "died at its start", str(error))
+            return self._replace(engine, Loss.START_RAISED, str(error.cause or error))
+        return self._replace(engine, Loss.PREEMPTED if _is_preempted(engine, error) else Loss.START_DIED, str(error))
 
     def _take_result(self, engine: _Engine, ref: ray.ObjectRef[Any]) -> list[Finished[Done]]:
         task_id = engine.running[ref]
@@ -217,8 +217,9 @@ class RayPool(Pool[Task, Done]):
         except RayTaskError as error:
             result = WorkError("infrastructure", type(error.cause or error).__name__, str(error))
         except RayError as error:
-            preempted = _is_preempted(engine, error)
-            return self._replace(engine, "preempted" if preempted else "died", str(error), blame=not preempted)
+            if _is_preempted(engine, error):
+                return self._replace(engine, Loss.PREEMPTED, str(error))
+            return self._replace(engine, Loss.DIED, str(error), blame=True)
         del engine.running[ref]
         engine.since_s = time.monotonic()
         is_sick = isinstance(result, WorkError) and result.kind == "infrastructure"
@@ -227,12 +228,12 @@ class RayPool(Pool[Task, Done]):
         engine.errors_in_a_row = engine.errors_in_a_row + 1 if is_sick else 0
         finished = [Finished(task_id, result)]
         if engine.errors_in_a_row == MAX_ERRORS_IN_A_ROW:
-            finished += self._replace(engine, "broken", f"{result.error}: {result.message}")
+            finished += self._replace(engine, Loss.BROKEN, f"{result.error}: {result.message}")
         return finished
 
     # -- engines that go -------------------------------------------------------------------------
 
-    def _replace(self, engine: _Engine, cause: str, reason: str, *, blame: bool = False) -> list[Finished[Done]]:
+    def _replace(self, engine: _Engine, cause: Loss, reason: str, *, blame: bool = False) -> list[Finished[Done]]:
         """Give up an engine; the next one starts when there is work for it. ``blame``: the task that it ran may have
         been the cause. Its tasks come back."""
         self._lost[cause] += 1
@@ -251,10 +252,10 @@ class RayPool(Pool[Task, Done]):
             for position, task_id in enumerate(lost)
         ]
 
-    def _count_failed_start(self, cause: str, reason: str) -> None:
-        if cause == "died at its start":
+    def _count_failed_start(self, cause: Loss, reason: str) -> None:
+        if cause is Loss.START_DIED:
             self._starts.died()
-        elif cause != "preempted":
+        elif cause is not Loss.PREEMPTED:
             self._starts.raised()
         if self._starts.are_hopeless:
             raise WorkersUnavailable(
@@ -277,10 +278,10 @@ class RayPool(Pool[Task, Done]):
                 first = next(iter(self._roster.tasks_of(engine).values()))
                 if busy_s > (allowed_s := self._settings.task_seconds * first.num_pieces):
                     reason = f"no result within {allowed_s:g} s (pool.task_seconds: {self._settings.task_seconds:g})"
-                    finished += self._replace(engine, "hung", reason, blame=True)
+                    finished += self._replace(engine, Loss.HUNG, reason, blame=True)
             elif engine.place and not engine.is_ready and busy_s > self._settings.start_seconds:
                 reason = f"its model was not loaded within pool.start_seconds: {self._settings.start_seconds:g}"
-                finished += self._replace(engine, "hung", reason)
+                finished += self._replace(engine, Loss.HUNG, reason)
         return finished
 
     def _let_go(self, now_s: float) -> None:

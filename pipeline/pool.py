@@ -11,6 +11,7 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 from types import TracebackType
 from typing import Generic, Self, TypeVar
 
@@ -24,6 +25,17 @@ Done = TypeVar("Done")
 
 TASKS_PER_WORKER = 2
 """One task runs and one waits behind it, so that no worker idles while the driver thinks."""
+
+
+class Loss(StrEnum):
+    """Why a worker was given up, in the words of logs and metrics."""
+
+    START_RAISED = "failed to start"
+    START_DIED = "died at its start"
+    DIED = "died"
+    PREEMPTED = "preempted"
+    HUNG = "hung"
+    BROKEN = "broken"
 
 
 @dataclass(frozen=True)
@@ -53,7 +65,7 @@ class PoolState:
     num_running: int
     num_ready: int
     num_starting: int = 0
-    lost: Mapping[str, int] = field(default_factory=dict)
+    lost: Mapping[Loss, int] = field(default_factory=dict)
 
 
 class Pool(ABC, Generic[Task, Done]):
