@@ -6,6 +6,7 @@ than answering, and free of what a small model then makes of it. Made by ``pytho
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -33,6 +34,10 @@ from workers.source import locate
 
 CHUNK_LENGTHS = (256, 512, 1024, 2048, 4096)
 LEXICAL = (0.0, 0.05, 0.1, 0.2)
+_HOW = (
+    "Share of questions whose gold passage is kept whole, in so many tokens of the text. *Weight of words* is "
+    "`keep.scorer.lexical`. Seconds of reading are for all questions at once, with whatever else the machine did meanwhile."
+)
 
 
 @dataclass(frozen=True)
@@ -100,7 +105,7 @@ def measure_chunk_lengths(source: str, split: Split, lengths: Sequence[int] = CH
         raise RuntimeError(f"{source}: no retrieval heads are known; run `foveate calibrate`")
     exam = Exam.of_split(split)
     tokens = len(frame.tokenizer.encode(exam.text))
-    yield f"{split}: {len(exam.questions)} questions, {tokens:,} tokens"
+    yield from (f"## `{split}`: {len(exam.questions)} questions, {tokens:,} tokens", "")
     yield "| chunk tokens | weight of words | " + " | ".join(f"{b:,} kept" for b in BUDGETS) + " | s per 1,000 tokens |"
     yield "|---" * (3 + len(BUDGETS)) + "|"
     for length in lengths:
@@ -111,9 +116,19 @@ def measure_chunk_lengths(source: str, split: Split, lengths: Sequence[int] = CH
 
 
 def write_chunk_lengths(source: str, out: Path) -> None:
-    """Both splits into one page; settings are chosen on the first."""
-    lines = ["# Recall of gold passages by chunk length", "", "Made by `python -m pipeline.evaluation chunks`.", ""]
+    """Both splits into one page; settings are chosen on the first. Says each line as it comes."""
+    lines = [
+        "# Recall of gold passages by chunk length",
+        "",
+        "Made by `python -m pipeline.evaluation chunks`.",
+        "",
+        _HOW,
+        "",
+    ]
     for split in ("calibrate", "held_out"):
-        lines += [*measure_chunk_lengths(source, split), ""]
+        for line in measure_chunk_lengths(source, split):
+            print(line, file=sys.stderr, flush=True)
+            lines.append(line)
+        lines.append("")
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text("\n".join(lines))
