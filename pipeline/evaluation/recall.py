@@ -36,7 +36,7 @@ CHUNK_LENGTHS = (256, 512, 1024, 2048, 4096)
 LEXICAL = (0.0, 0.05, 0.1, 0.2)
 _HOW = (
     "Share of questions whose gold passage is kept whole, in so many tokens of the text. *Weight of words* is "
-    "`keep.scorer.lexical`. Seconds of reading are for all questions at once, with whatever else the machine did meanwhile."
+    "`keep.scorer.lexical`. Seconds of reading are of all questions at once, on a machine that did other things too."
 )
 
 
