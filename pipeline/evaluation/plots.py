@@ -7,7 +7,7 @@ the same colour and mark in every figure of lines; text is text; the same result
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +40,8 @@ Grid = Sequence[Sequence[tuple[str, Callable[[str], Points]]]]
 
 
 def write_plots(directory: Path, results: Iterable[Result], default: str) -> list[Path]:
-    """Write every figure that the results have points for, and say which. Raises ``ValueError`` if ``default`` has no
-    results."""
+    """Write every figure that the results have points for, and say which; one that an earlier page had and this one has
+    not is removed. Raises ``ValueError`` if ``default`` has no results."""
     summary = Summary(results, default)
     with mpl.rc_context(_STYLE):
         figures = {
@@ -52,11 +52,14 @@ def write_plots(directory: Path, results: Iterable[Result], default: str) -> lis
             "bytes.svg": bytes_by_method(summary),
         }
         directory.mkdir(parents=True, exist_ok=True)
-        written = [directory / name for name, figure in figures.items() if figure is not None]
-        for path in written:
-            figure = figures[path.name]
-            assert figure is not None
-            figure.savefig(path, format="svg", metadata={"Date": None, "Creator": None})
+        written = []
+        for name, figure in figures.items():
+            path = directory / name
+            if figure is None:
+                path.unlink(missing_ok=True)
+            else:
+                figure.savefig(path, format="svg", metadata={"Date": None, "Creator": None})
+                written.append(path)
     return written
 
 
@@ -66,36 +69,29 @@ def accuracy_by_method(summary: Summary) -> Figure | None:
     wheres = [(length, budget) for length in summary.lengths for budget in summary.budgets]
     if len(wheres) > _FEW_PLACES:
         return None
-    names = summary.methods
-    width, height = 1.6 + _PANEL[0] * len(summary.tasks), (0.7 + 0.15 * len(names)) * len(wheres)
+    rows = {method: at for at, method in enumerate(summary.methods)}
+    width, height = 1.6 + _PANEL[0] * len(summary.tasks), (0.7 + 0.15 * len(rows)) * len(wheres)
     figure = Figure(figsize=(width, height + 0.3), layout="constrained")
     panels = figure.subplots(len(wheres), len(summary.tasks), squeeze=False, sharey=True)
     drawn: dict[str, Any] = {}
     for axes_row, (length, budget) in zip(panels, wheres, strict=True):
         for axes, task in zip(axes_row, summary.tasks, strict=True):
             place = Place(task, length, budget)
-            for at, cell in _by_row(summary, place):
+            answered = [(rows[method], cell) for method, cell in summary.row(place) if not cell.is_refused]
+            for at, cell in answered:
                 score, kept = cell.score, cell.recall
                 if kept is not None:
                     [drawn["gold passages kept"]] = axes.plot(kept.mean, at, "o", mfc="white", mec=_COLOURS[2], ms=6)
                 interval = [[score.mean - score.low], [score.high - score.mean]]
                 drawn["score"] = axes.errorbar(score.mean, at, xerr=interval, fmt="ok", elinewidth=0.8, ms=3)
-            axes.set_yticks(range(len(names)), names)
-            axes.set_ylim(len(names) - 0.5, -0.5)
+            axes.set_yticks(range(len(rows)), list(rows))
+            axes.set_ylim(len(rows) - 0.5, -0.5)
             axes.set_xlim(-0.03, 1.03)
             axes.xaxis.set_major_formatter(_SHARES)
             axes.grid(linewidth=0.3)
             axes.set_title(str(place), fontsize=8)
     figure.legend(list(drawn.values()), list(drawn), loc="outside upper center", ncols=2, frameon=False)
     return figure
-
-
-def _by_row(summary: Summary, place: Place) -> Iterator[tuple[int, Cell]]:
-    """The methods that have answers at a place, with their numbers in the methods' order."""
-    for at, method in enumerate(summary.methods):
-        cell = summary.cell(place, method)
-        if cell is not None and not cell.is_refused:
-            yield at, cell
 
 
 def accuracy_by_budget(summary: Summary) -> Figure | None:

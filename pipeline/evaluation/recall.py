@@ -105,7 +105,8 @@ def measure_chunk_lengths(source: str, split: Split, lengths: Sequence[int] = CH
         raise RuntimeError(f"{source}: no retrieval heads are known; run `foveate calibrate`")
     exam = Exam.of_split(split)
     tokens = len(frame.tokenizer.encode(exam.text))
-    yield from (f"## `{split}`: {len(exam.questions)} questions, {tokens:,} tokens", "")
+    yield f"## `{split}`: {len(exam.questions)} questions, {tokens:,} tokens"
+    yield ""
     yield "| chunk tokens | weight of words | " + " | ".join(f"{b:,} kept" for b in BUDGETS) + " | s per 1,000 tokens |"
     yield "|---" * (3 + len(BUDGETS)) + "|"
     for length in lengths:
@@ -117,14 +118,8 @@ def measure_chunk_lengths(source: str, split: Split, lengths: Sequence[int] = CH
 
 def write_chunk_lengths(source: str, out: Path) -> None:
     """Both splits into one page; settings are chosen on the first. Says each line as it comes."""
-    lines = [
-        "# Recall of gold passages by chunk length",
-        "",
-        "Made by `python -m pipeline.evaluation chunks`.",
-        "",
-        _HOW,
-        "",
-    ]
+    made = "Made by `python -m pipeline.evaluation chunks`."
+    lines = ["# Recall of gold passages by chunk length", "", made, "", _HOW, ""]
     for split in ("calibrate", "held_out"):
         for line in measure_chunk_lengths(source, split):
             print(line, file=sys.stderr, flush=True)

@@ -42,7 +42,7 @@ class Cell:
     @property
     def recall(self) -> Estimate | None:
         """Mean recall of gold passages, where any item has it."""
-        known = [result.recall for result in self.results if result.recall is not None]
+        known = self._known(lambda result: result.recall)
         return mean_share(known) if known else None
 
     @property
@@ -76,13 +76,16 @@ class Cell:
 
     def median(self, value: Callable[[Result], float | None]) -> float | None:
         """Median over the items that have the value, for seconds, which other work on the machine may stretch."""
-        known = [found for result in self.results if (found := value(result)) is not None]
+        known = self._known(value)
         return statistics.median(known) if known else None
 
     def mean(self, value: Callable[[Result], float | None]) -> float | None:
         """Mean over the items that have the value; None where none has."""
-        known = [found for result in self.results if (found := value(result)) is not None]
+        known = self._known(value)
         return sum(known) / len(known) if known else None
+
+    def _known(self, value: Callable[[Result], float | None]) -> list[float]:
+        return [found for result in self.results if (found := value(result)) is not None]
 
 
 class Summary:

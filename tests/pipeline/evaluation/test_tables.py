@@ -217,6 +217,7 @@ def test_figures_with_nothing_to_show_are_not_written(tmp_path: Path) -> None:
 
     def drawn(rows: Sequence[Result], default: str = "default") -> set[str]:
         names = {path.name for path in write_plots(tmp_path, rows, default)}
+        assert names == {path.name for path in tmp_path.iterdir()}, "and no figure of an earlier page is left"
         return {name.removeprefix("accuracy-").removesuffix(".svg") for name in names}
 
     bare = [replace(row, recall=None, kept_bytes=None) for row in ROWS]
