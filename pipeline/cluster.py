@@ -109,7 +109,8 @@ class RayPool(Pool[Task, Done]):
         """As ``Pool.state``."""
         roster = self._roster
         num_starting = len(self._engines) - roster.num_workers
-        return PoolState(roster.num_waiting, roster.num_in_hand, roster.num_workers, num_starting, dict(self._lost))
+        lost = {cause.value: count for cause, count in self._lost.items()}
+        return PoolState(roster.num_waiting, roster.num_in_hand, roster.num_workers, num_starting, lost)
 
     def submit(self, task_id: int, task: Task) -> None:
         """As ``Pool.submit``."""

@@ -59,13 +59,13 @@ class Finished(Generic[Done]):
 class PoolState:
     """A pool at one moment. Tasks: ``num_waiting`` in nobody's hands, ``num_running`` in some worker's. Workers:
     ``num_ready`` have loaded their model, ``num_starting`` have not. ``lost``: workers given up since the start, by
-    cause."""
+    cause in words (``Loss``)."""
 
     num_waiting: int
     num_running: int
     num_ready: int
     num_starting: int = 0
-    lost: Mapping[Loss, int] = field(default_factory=dict)
+    lost: Mapping[str, int] = field(default_factory=dict)
 
 
 class Pool(ABC, Generic[Task, Done]):
