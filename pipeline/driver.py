@@ -96,7 +96,7 @@ def run(
     attempt = Attempt.begin(job, open_directory)
     if not attempt.state.is_finished:
         errand = FreshParts(attempt.state, attempt.corpus, keep=job.store.keep, share=share)
-        with attempt.pool() as pool:
+        with attempt.state.farewell(), attempt.pool() as pool:
             attempt.loop(pool, progress, stop, on_read=on_read).run(errand, attempt.max_failed)
     attempt.state.finish()  # of a finished run too: a driver killed later may have left files that nobody names
     return attempt.summary(started_s)
@@ -111,7 +111,7 @@ def retry_failed(directory: str, *, progress: Report | None = None, stop: StopRe
     attempt = Attempt.begin(job, existing_directory)
     errand = FailedQuestions(attempt.state, attempt.corpus, keep=job.store.keep)
     if errand.records:
-        with attempt.pool() as pool:
+        with attempt.state.farewell(), attempt.pool() as pool:
             attempt.loop(pool, progress, stop, errand.extent).run(errand)
     if attempt.state.is_finished:
         attempt.state.finish()
@@ -152,7 +152,8 @@ class Attempt:
         identity = identity_record(job) | {"model": model}
         plan = partial(make_plan, corpus, job.output.part_tokens)
         state = RunState.start(directory, job_record(job), identity, plan)
-        verify_unchanged(state.plan, corpus)
+        with state.farewell():
+            verify_unchanged(state.plan, corpus)
         logs.known(epoch=state.epoch)
         attempt = cls(settled, profile, reader, corpus, state)
         attempt.say_what_auto_became()

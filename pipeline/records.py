@@ -3,6 +3,7 @@
     _job/job.json                     the resolved job, and the identity that a resume must share
     _job/plan.json                    pipeline.plan.Plan
     _job/epoch/3.json                 one per start of the driver
+    _job/end/3.json                   how that driver left the run unfinished, where it could still say so
     _job/commits/part-00007.0.json    the commit of part 7; the trailing number is its revision
     data/part-00007.0-e3-1f2e.parquet answers     failed/part-00007.0-e3-1f2e.parquet dead letters
     _SUCCESS                          last of all
@@ -19,7 +20,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from blake3 import blake3
 
@@ -35,6 +36,7 @@ _READERS = 16
 JOB = "_job/job.json"
 PLAN = "_job/plan.json"
 EPOCHS = "_job/epoch"
+ENDS = "_job/end"
 COMMITS = "_job/commits"
 ANSWERS = "data"
 FAILURES = "failed"
@@ -53,6 +55,19 @@ class EpochRecord:
     process: int
     started: str
     nonce: str
+
+
+@dataclass(frozen=True)
+class EndRecord:
+    """A driver that left the run unfinished. ``ended``: UTC, ISO 8601. ``error``: why, in a line; None: it was asked to
+    stop. Who finishes leaves none, and neither does who is killed."""
+
+    epoch: int
+    ended: str
+    error: str | None
+
+
+_Told = TypeVar("_Told", EpochRecord, EndRecord)
 
 
 def to_json(record: Mapping[str, Any]) -> bytes:
@@ -157,11 +172,20 @@ def _is_file_of(name: object, part: int, revision: int) -> bool:
 
 def read_epochs(directory: RunDirectory) -> tuple[EpochRecord, ...]:
     """The starts of drivers, in order. ``DirectoryError`` for a damaged record."""
+    return _by_epoch(directory, EPOCHS, EpochRecord)
+
+
+def read_ends(directory: RunDirectory) -> tuple[EndRecord, ...]:
+    """The drivers that said that they left, in the order of their starts. ``DirectoryError`` for a damaged record."""
+    return _by_epoch(directory, ENDS, EndRecord)
+
+
+def _by_epoch(directory: RunDirectory, folder: str, kind: type[_Told]) -> tuple[_Told, ...]:
     found = []
-    for name in directory.names(EPOCHS):
+    for name in directory.names(folder):
         record = read_json(directory, name)
         try:
-            found += [EpochRecord(**record)] if record is not None else []
+            found += [kind(**record)] if record is not None else []
         except TypeError as error:
             raise DirectoryError(f"{directory.url}: {name} is damaged: {error}") from error
     return tuple(sorted(found, key=lambda record: record.epoch))

@@ -12,8 +12,8 @@ import json
 import os
 import secrets
 import socket
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
@@ -24,17 +24,19 @@ from blake3 import blake3
 from configs.load import differences
 from pipeline.commit import CommitRecord, CommittedFile, Totals, record_of, refuse_wrong_outcomes
 from pipeline.directory import RunDirectory
-from pipeline.errors import DirectoryError, IncompleteRun
+from pipeline.errors import DirectoryError, IncompleteRun, Interrupted
 from pipeline.outcome import Answer, Failure, Outcome
 from pipeline.plan import Plan
 from pipeline.records import (
     ANSWERS,
+    ENDS,
     EPOCHS,
     FAILURES,
     FORMAT,
     JOB,
     PLAN,
     SUCCESS,
+    EndRecord,
     EpochRecord,
     commit_name,
     is_settled,
@@ -46,6 +48,8 @@ from pipeline.records import (
     unnamed_files,
 )
 from pipeline.tables import ANSWER_SCHEMA, FAILURE_SCHEMA, to_answers, to_failures, to_parquet
+
+_ERROR_CHARACTERS = 500
 
 
 class RunState:
@@ -82,6 +86,21 @@ class RunState:
             plan = read_plan(directory) or plan
         job, _ = read_job(directory)
         return cls(directory, job, plan, _claim_epoch(directory))
+
+    @contextmanager
+    def farewell(self) -> Iterator[None]:
+        """What ends this driver's work before the run is finished is written down, for ``status`` to tell a run that
+        was stopped from one that works. Not after an ``OSError``: where saving failed nothing more is saved."""
+        try:
+            yield
+        except OSError:
+            raise
+        except BaseException as error:
+            why = None if isinstance(error, (Interrupted, KeyboardInterrupt)) else _in_a_line(error)
+            end = EndRecord(self.epoch, datetime.now(UTC).isoformat(timespec="milliseconds"), why)
+            with suppress(OSError):  # of the two errors the first is the one to hear of
+                self.directory.create(f"{ENDS}/{self.epoch}.json", to_json(asdict(end)))
+            raise
 
     @property
     def is_finished(self) -> bool:
@@ -234,6 +253,11 @@ class RunState:
             if not lost:
                 return
         raise IncompleteRun(f"{self.directory.url}: {lost[0]} was committed and is gone")
+
+
+def _in_a_line(error: BaseException) -> str:
+    message = " ".join(str(error).split())
+    return f"{type(error).__name__}: {message}"[:_ERROR_CHARACTERS]
 
 
 def _refuse_other_job(directory: RunDirectory, identity: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ what they hold.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -24,10 +24,14 @@ from pipeline.highlights import FailureClass, SlowDocument, merged, slowest_amon
 from pipeline.plan import Plan
 from pipeline.rates import Done, Rates, is_silent, longest_gap_s, rates_of
 from pipeline.records import (
+    ENDS,
+    EPOCHS,
     SUCCESS,
+    EndRecord,
     EpochRecord,
     read_commits,
     read_committed,
+    read_ends,
     read_epochs,
     read_first_commits,
     read_job,
@@ -47,22 +51,27 @@ class Phase(StrEnum):
 
     FINISHED = "finished"
     WORKING = "working"  # signs of life come as often as they did
-    SILENT = "silent"  # the next sign of life is overdue: stopped, killed, or stuck
+    SILENT = "silent"  # the next sign of life is overdue: stopped without a word, killed, or stuck
+    STOPPED = "stopped"  # the last sign of life is a farewell
     UNKNOWN = "unknown"  # no commit yet, so nothing to compare with
 
 
 @dataclass(frozen=True)
 class Life:
-    """Signs of life, which are starts and commits: the last one, seconds since then (never negative, though clocks
-    differ), and how far apart those of one start were at most. None where there is none, or only one."""
+    """Signs of life, which are starts, commits and farewells: the last one, seconds since then (never negative, though
+    clocks differ), and how far apart those of one start were at most. None where there is none, or only one.
+    ``end``: the last sign, where that is a farewell and no later start is without one."""
 
     last_sign: datetime | None
     silent_s: float | None
     gap_s: float | None
+    end: EndRecord | None = None
 
     @property
     def phase(self) -> Phase:
         """That of a run that is not finished."""
+        if self.end is not None:
+            return Phase.STOPPED
         if self.silent_s is None or self.gap_s is None:
             return Phase.UNKNOWN
         return Phase.SILENT if is_silent(self.silent_s, self.gap_s) else Phase.WORKING
@@ -74,7 +83,8 @@ class Status:
     estimates them), ``tokens_committed`` the same estimate of the committed parts, ``totals`` what the commits
     say. ``orphans``: data files that no commit names, in the making or left by a killed driver. ``left_s``: for what
     is not committed, at the recent rate; None where it is not known. ``untold``: parts whose records are of a version
-    that did not write times, slowest documents and examples."""
+    that did not write times, slowest documents and examples. ``ends``: the farewells of those ``epochs`` that gave
+    one."""
 
     url: str
     phase: Phase
@@ -85,6 +95,7 @@ class Status:
     tokens_committed: int
     totals: Totals
     epochs: tuple[EpochRecord, ...]
+    ends: tuple[EndRecord, ...]
     orphans: tuple[str, ...]
     rates: Rates
     left_s: float | None
@@ -121,9 +132,10 @@ class StatusReader:
         self._plan = self._plan or read_plan(directory)
         self._records = read_commits(directory, self._records)
         self._first = read_first_commits(directory, self._records, self._first)
-        plan, records, epochs = self._plan or Plan((), ()), self._records, read_epochs(directory)
-        starts = {record.epoch: self._seconds(record.started, f"start {record.epoch}") for record in epochs}
-        life, rates = self._life(starts), rates_of(starts, self._done(plan))
+        plan, records, ends = self._plan or Plan((), ()), self._records, read_ends(directory)
+        epochs = read_epochs(directory)  # behind the ends, each of which has its start
+        starts = {record.epoch: self._seconds(record.started, f"{EPOCHS}/{record.epoch}.json") for record in epochs}
+        life, rates = self._life(starts, ends), rates_of(starts, self._done(plan))
         tokens_committed = sum(part.tokens for part in plan.parts if part.index in records)
         left_s = rates.recent.seconds_for(plan.tokens - tokens_committed) if rates.recent else None
         return Status(
@@ -136,6 +148,7 @@ class StatusReader:
             tokens_committed=tokens_committed,
             totals=Totals.of(records.values()),
             epochs=epochs,
+            ends=ends,
             orphans=tuple(unnamed_files(directory, records.values())),
             rates=rates,
             left_s=0.0 if is_finished else left_s,
@@ -145,16 +158,21 @@ class StatusReader:
             untold=sum(record.committed is None for record in records.values()),
         )
 
-    def _life(self, starts: Mapping[int, float]) -> Life:
+    def _life(self, starts: Mapping[int, float], ends: Sequence[EndRecord]) -> Life:
         signs: dict[int, set[float]] = {}
         for record in (*self._records.values(), *self._first.values()):
             if (moment := self._moment(record)) is not None:
                 signs.setdefault(record.epoch, set()).add(moment)
-        last_s = max([*starts.values(), *(moment for moments in signs.values() for moment in moments)], default=None)
+        ended = {record.epoch: self._seconds(record.ended, f"{ENDS}/{record.epoch}.json") for record in ends}
+        worked = [*starts.values(), *(moment for moments in signs.values() for moment in moments)]
+        last_s = max([*worked, *ended.values()], default=None)
         if last_s is None:
             return Life(None, None, None)
         silent_s = max(0.0, self._clock().timestamp() - last_s)
-        return Life(datetime.fromtimestamp(last_s, UTC), silent_s, longest_gap_s(starts, signs))
+        # Starts are known to the second only: one that came right behind a farewell may seem to lie before it.
+        unended = max(starts.keys() - ended.keys(), default=0)
+        end = next((record for record in ends if ended[record.epoch] == last_s and record.epoch > unended), None)
+        return Life(datetime.fromtimestamp(last_s, UTC), silent_s, longest_gap_s(starts, signs), end)
 
     def _done(self, plan: Plan) -> list[Done]:
         """The first commits: a retry of failures reads a few documents, and its record counts all."""

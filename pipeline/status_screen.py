@@ -17,6 +17,7 @@ from rich.text import Text
 from pipeline.highlights import FailureClass, SlowDocument
 from pipeline.quantities import count, duration
 from pipeline.rates import Rate
+from pipeline.records import EndRecord, EpochRecord
 from pipeline.screen import facts, one_line, plain
 from pipeline.status import Phase, Status
 
@@ -67,6 +68,10 @@ def _state(status: Status) -> str:
                 f"silent: the last sign of life {last}, so far at most {apart} apart; stopped or stuck, and the "
                 "command that started it goes on with it"
             )
+        case Phase.STOPPED:
+            error = life.end.error if life.end else None
+            why = "as it was asked to" if error is None else f"by an error ({plain(error)})"
+            return f"stopped {last}, {why}; the command that started it goes on with it"
         case Phase.UNKNOWN if status.totals.parts:
             return f"not finished; the last sign of life that is known{' ' + last if last else ': none'}"
         case Phase.UNKNOWN:
@@ -91,7 +96,7 @@ def _pace(status: Status) -> Iterator[tuple[str, str]]:
     if recent is not None and overall is not None and recent.parts < overall.parts:
         yield "recent rate", f"{_rate(recent)} over the last {count(recent.parts, 'commit')}"
     if status.phase != Phase.FINISHED:
-        goes_on = ", once it goes on" if status.phase == Phase.SILENT else ""
+        goes_on = ", once it goes on" if status.phase in (Phase.SILENT, Phase.STOPPED) else ""
         yield "time left", "unknown" if status.left_s is None else f"about {duration(status.left_s)}{goes_on}"
 
 
@@ -145,7 +150,7 @@ def status_json(status: Status) -> str:
 
 
 def _record(status: Status) -> dict[str, Any]:
-    totals, life = status.totals, status.life
+    totals, life, ends = status.totals, status.life, {end.epoch: end for end in status.ends}
     return {
         "directory": status.url,
         "state": status.phase.value,
@@ -167,12 +172,15 @@ def _record(status: Status) -> dict[str, Any]:
         "engine_seconds": {"encode": totals.seconds_encode, "answer": totals.seconds_answer},
         "failures": [asdict(one) for one in status.failures],
         "slowest": [asdict(one) for one in status.slowest],
-        "starts": [
-            {"epoch": one.epoch, "host": one.host, "process": one.process, "started": one.started}
-            for one in status.epochs
-        ],
+        "starts": [_start_json(one, ends.get(one.epoch)) for one in status.epochs],
         "unnamed_files": len(status.orphans),
     }
+
+
+def _start_json(start: EpochRecord, end: EndRecord | None) -> dict[str, Any]:
+    ended, error = (end.ended, end.error) if end is not None else (None, None)
+    began = {"epoch": start.epoch, "host": start.host, "process": start.process, "started": start.started}
+    return began | {"ended": ended, "error": error}
 
 
 def _rate_json(rate: Rate | None) -> dict[str, Any] | None:

@@ -212,6 +212,7 @@ def strange_files(output: Path) -> list[str]:
         "_job/job.json",
         "_job/plan.json",
         "_job/epoch/",
+        "_job/end/",
         "_job/commits/",
         "_SUCCESS",
         "report",

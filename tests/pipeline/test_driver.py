@@ -18,7 +18,7 @@ from pipeline.driver import FEW_FAILURES, StopRequest, retry_failed, run
 from pipeline.errors import DirectoryError, Interrupted, TooManyFailures
 from pipeline.loop import Progress
 from pipeline.pool import Finished, LocalPool
-from pipeline.status import read_status
+from pipeline.status import Phase, read_status
 from tests.pipeline.jobs import Bench, by_question
 from workers.engine import Engine
 from workers.loading import load_engine, with_dtype
@@ -253,6 +253,7 @@ def test_progress_ends_exact_after_a_resume(bench: Bench) -> None:
 
     with pytest.raises(Interrupted):
         run(bench.job("resumed"), progress=stop_after_a_part, stop=stop)
+    assert read_status(existing_directory(bench.job("resumed").output.path)).phase == Phase.STOPPED
     run(bench.job("resumed"), progress=seen.append)
     assert seen[0].parts > 0
     assert seen[-1].tokens == seen[-1].tokens_total == sum(LENGTHS)
@@ -330,10 +331,10 @@ class TestFailures:
     def test_too_many_failures_stop_the_run_and_more_may_be_allowed(self, tmp_path: Path, tiny_model: Path) -> None:
         lengths = [300, 200] + [0] * FEW_FAILURES + [400]
         bench = Bench(tmp_path, tiny_model, lengths)
-        with pytest.raises(TooManyFailures, match=r"output\.max_failed_fraction"):
+        with pytest.raises(TooManyFailures, match=r"output\.max_failed_fraction") as stopped:
             run(bench.job(output={"part_tokens": 1}))
         status = read_status(existing_directory(str(tmp_path / "out")))
-        assert not status.is_finished
+        assert (status.phase, status.ends[0].error) == (Phase.STOPPED, f"TooManyFailures: {stopped.value}")
         assert status.totals.parts > 0
         summary = run(bench.job(output={"part_tokens": 1, "max_failed_fraction": 1.0}))
         assert (summary.totals.answered, summary.totals.failed) == (6, 2 * FEW_FAILURES)

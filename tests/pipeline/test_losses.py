@@ -18,7 +18,7 @@ from configs.schema import Job
 from pipeline.directory import existing_directory
 from pipeline.driver import run
 from pipeline.pool import TASKS_PER_WORKER
-from pipeline.status import read_status
+from pipeline.status import Phase, read_status
 from tests.pipeline import drivers, hosts
 from tests.pipeline.jobs import Bench
 from tests.pipeline.nodes import Nodes, drive, drive_command, driving, eventually, free_ports, kill, nodes
@@ -157,7 +157,7 @@ def test_sigterm_stops_a_driver_as_ctrl_c_does(
         assert drivers.finish(driver) == 130
     eventually(lambda: not Path(f"/proc/{held.worker}").exists())
     status = read_status(existing_directory(job.output.path))
-    assert not status.is_finished and status.totals.parts and status.orphans == ()
+    assert status.phase == Phase.STOPPED and status.totals.parts and status.orphans == ()
     run(bench.job(f"sigterm-{where}"))
     assert bench.rows(f"sigterm-{where}") == local_rows
 

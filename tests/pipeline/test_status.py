@@ -17,9 +17,10 @@ from obstore.store import MemoryStore
 
 from pipeline.commit import CommittedFile
 from pipeline.directory import LocalDirectory, ObjectDirectory, RunDirectory
-from pipeline.errors import DirectoryError
+from pipeline.errors import DirectoryError, Interrupted, TooManyFailures, WorkersUnavailable
 from pipeline.outcome import Answer
 from pipeline.rates import NUM_RECENT
+from pipeline.sink import RunState
 from pipeline.status import Phase, Status, StatusReader, read_answers, read_failures, read_status
 from tests.pipeline.clock import Clock
 from tests.pipeline.killed import QUESTIONS, ROWS, answer, commit_part, outcomes, plan_of, start
@@ -187,6 +188,83 @@ def test_a_run_is_silent_when_its_next_sign_of_life_is_overdue(
     assert (status.phase, status.life.silent_s, status.life.gap_s) == (phase, waited_s, 40)
 
 
+def leave(state: RunState, error: BaseException) -> None:
+    """A driver's work ends by ``error``."""
+    with pytest.raises(type(error)), state.farewell():
+        raise error
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (Interrupted("asked to"), None),
+        (KeyboardInterrupt(), None),
+        (TooManyFailures("10 of 12\nfailed"), "TooManyFailures: 10 of 12 failed"),
+        (WorkersUnavailable("x" * 10_000), f"WorkersUnavailable: {'x' * 480}"),
+    ],
+)
+def test_a_driver_that_leaves_says_so(
+    directory: RunDirectory, clock: Clock, error: BaseException, told: str | None
+) -> None:
+    state = start(directory)
+    clock.wait(40)
+    commit_part(state, 0)
+    clock.wait(1)
+    leave(state, error)
+    clock.wait(5)
+    status = read_status(directory, clock)
+    assert (status.phase, status.life.silent_s, status.left_s) == (Phase.STOPPED, 5, 80)
+    assert [(end.epoch, end.error) for end in status.ends] == [(1, told)]
+
+
+def test_a_driver_that_could_not_save_does_not_try_again(directory: RunDirectory) -> None:
+    state = start(directory)
+    leave(state, OSError("no space left on device"))
+    assert read_status(directory).ends == ()
+
+
+class Unplugged(ObjectDirectory):
+    """Takes nothing more."""
+
+    def create(self, name: str, content: bytes) -> bool:
+        raise OSError("no such host")
+
+
+def test_a_farewell_that_cannot_be_saved_hides_no_error() -> None:
+    store = MemoryStore()
+    started = start(ObjectDirectory(store))
+    leave(RunState(Unplugged(store), {}, started.plan, started.epoch), Interrupted("asked to"))
+
+
+@pytest.mark.parametrize("resumed_s", [0, 0.7, 30])
+def test_a_run_that_goes_on_is_not_stopped(directory: RunDirectory, clock: Clock, resumed_s: float) -> None:
+    """Not even within the second, to which starts are known."""
+    state = start(directory)
+    clock.wait(40.2)
+    commit_part(state, 0)
+    leave(state, Interrupted("asked to"))
+    clock.wait(resumed_s)
+    resumed = start(directory)
+    assert read_status(directory, clock).phase == Phase.WORKING
+    clock.wait(1)
+    leave(resumed, Interrupted("asked to"))
+    assert read_status(directory, clock).phase == Phase.STOPPED
+
+
+def test_of_two_drivers_one_stops_and_the_other_works(directory: RunDirectory, clock: Clock) -> None:
+    one, other = start(directory), start(directory)
+    clock.wait(40)
+    commit_part(one, 0)
+    leave(other, Interrupted("asked to"))
+    assert read_status(directory, clock).phase == Phase.STOPPED, "so it seems, until the other commits"
+    clock.wait(10)
+    commit_part(one, 1)
+    assert read_status(directory, clock).phase == Phase.WORKING
+    commit_part(one, 2)
+    one.finish()
+    assert read_status(directory, clock).phase == Phase.FINISHED
+
+
 def test_without_a_commit_nothing_is_claimed(directory: RunDirectory, clock: Clock) -> None:
     start(directory)
     clock.wait(5000)
@@ -284,11 +362,19 @@ def test_a_run_of_an_earlier_version_is_read_and_goes_on(directory: RunDirectory
         ("_job/commits/part-00001.0.json", b"\x80\x04pickle", "is damaged"),
         ("_job/commits/part-00001.0.json", b"{}", "answers"),
         ("_job/epoch/1.json", b'{"epoch": 1}', "missing"),
+        ("_job/end/1.json", b'{"epoch": 1}', "missing"),
+        (
+            "_job/end/1.json",
+            b'{"epoch": 1, "ended": "late", "error": null}',
+            r"end/1\.json is damaged: its time is 'late'",
+        ),
         ("_job/plan.json", b"{", "plan.json is damaged"),
     ],
 )
 def test_a_damaged_record_is_named(directory: RunDirectory, name: str, content: bytes, words: str) -> None:
-    commit_part(start(directory), 1)
+    state = start(directory)
+    commit_part(state, 1)
+    leave(state, Interrupted("asked"))
     directory.delete(name)
     directory.create(name, content)
     with pytest.raises(DirectoryError, match=words) as raised:

@@ -14,6 +14,7 @@ import pytest
 
 from pipeline import cli
 from pipeline.directory import RunDirectory, open_directory
+from pipeline.errors import Interrupted
 from tests.pipeline.clock import Clock
 from tests.pipeline.killed import QUESTIONS, ROWS, commit_part, outcomes, start
 from tests.pipeline.test_cli import foveate
@@ -120,6 +121,30 @@ def test_before_the_first_commit_it_says_so(tmp_path: Path, capsys: pytest.Captu
     start(open_directory(str(tmp_path / "run")))
     text = printed(capsys, tmp_path / "run")
     assert "no commit yet: started" in text and "time left    unknown" in text and "rate " not in text
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (Interrupted("asked to"), "ago, as it was asked to; the command that started it goes on with it"),
+        (RuntimeError(f"[b]{EVIL}"), "ago, by an error (RuntimeError: [b] [2J ]0;owned [red]a b"),
+    ],
+)
+def test_a_run_that_was_stopped_says_why(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: Exception,
+    words: str,
+) -> None:
+    Clock().put_in(monkeypatch)
+    state = start(open_directory(str(tmp_path / "run")))
+    with pytest.raises(type(error)), state.farewell():
+        raise error
+    text = printed(capsys, tmp_path / "run")
+    assert "state        stopped " in text and words in text
+    [told] = json.loads(printed(capsys, tmp_path / "run", "--json"))["starts"]
+    assert (told["ended"], told["error"] is None) == ("2026-01-01T12:00:00.000+00:00", isinstance(error, Interrupted))
 
 
 def test_foreign_text_moves_no_cursor_and_forges_no_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

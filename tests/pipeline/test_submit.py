@@ -17,7 +17,7 @@ import pytest
 from pipeline.directory import existing_directory
 from pipeline.driver import run
 from pipeline.errors import JobError
-from pipeline.status import read_status
+from pipeline.status import Phase, read_status
 from pipeline.submit import entrypoint, relative_to_working_directory, submit
 from tests.pipeline.jobs import Bench
 from tests.pipeline.nodes import eventually, free_ports
@@ -161,7 +161,7 @@ def test_a_stopped_job_is_resumed_by_the_same_command(
     said = "".join(log)
     assert reads_well(said) and "Stopping cleanly" in said and "the same command resumes" in said
     status = read_status(existing_directory(job.output.path))
-    assert not status.is_finished and 0 < status.totals.parts < status.parts and status.orphans == ()
+    assert status.phase == Phase.STOPPED and 0 < status.totals.parts < status.parts and status.orphans == ()
     again = ray_job(dashboard, "submit", "--working-dir", ".", "--", "python", "-m", "pipeline", "run", "job.yaml")
     assert f"60 parts, {status.totals.parts} of them committed" in again
     assert bench.rows("stopped") == bench.rows("local")

@@ -50,7 +50,7 @@ TRICKS = (
 NAMES = ("a\nFORGED \x1b[31m<script>.parquet", "$(mkdir escape).parquet", "-rf ...parquet", "n" * 240 + ".parquet")
 """Of corpus files, as far as Linux lets a file be called so."""
 RUN = (
-    r"_SUCCESS|report\.html|_job/(job|plan)\.json|_job/epoch/\d+\.json|_job/commits/part-\d{5}\.\d+\.json"
+    r"_SUCCESS|report\.html|_job/(job|plan)\.json|_job/(epoch|end)/\d+\.json|_job/commits/part-\d{5}\.\d+\.json"
     r"|(data|failed)/part-\d{5}\.\d+-e\d+-[0-9a-f]{8}\.parquet"
 )
 OURS = re.compile(
