@@ -142,13 +142,14 @@ def _count(
                 failures.update(failure.error for failure in prepared.failures)
                 longest = max(longest, tokens)
                 offered = _offered_tokens(job, prepared, budget)
+                held = min(tokens, offered) if job.keeps_pairs else tokens
                 sums.update(
                     rows=1,
                     questions=questions,
                     tokens=tokens,
                     chunks=len(prepared.chunks),
                     offered=offered * (questions if job.keep.question == "known" else min(1, questions)),
-                    kept=questions * min(prepared.budget_tokens, tokens),
+                    kept=questions * min(prepared.budget_tokens, held),
                     again=questions * _tokens_again(job, prepared),
                     answers=sum(asked.max_new_tokens for asked in prepared.asked),
                 )

@@ -82,6 +82,15 @@ def test_a_run_stores_what_its_plan_said_at_most(bench: Bench, tmp_path: Path, w
     assert blocks and promised is not None and 0.4 * promised <= stored <= promised
 
 
+def test_a_question_keeps_no_more_than_its_chunks_may(bench: Bench) -> None:
+    keep = KEPT | PAIRS | {"budget": {"kind": "adaptive", "tokens": 400}, "chunk_fraction": 0.25}
+    job = bench.job(keep=keep, answer={"over": "kept"})
+    promised = estimate(job, measure=False).counts.kept_tokens
+    run(job)
+    kept = sum(row["kept_tokens"] for row in bench.rows() if "kept_tokens" in row)
+    assert 0.8 * promised <= kept <= promised
+
+
 def test_nobody_knows_what_an_index_takes_before_calibration(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     job = bench.job(**STORED["as an index"])
     bare = replace(Profile.load(bench.profile), index=None)
