@@ -142,7 +142,7 @@ def _count(
                 failures.update(failure.error for failure in prepared.failures)
                 longest = max(longest, tokens)
                 offered = _offered_tokens(job, prepared, budget)
-                held = min(tokens, offered) if job.keeps_pairs else tokens
+                held = offered if job.keeps_pairs else tokens  # no chunk offers more than it has
                 sums.update(
                     rows=1,
                     questions=questions,
