@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -26,6 +29,20 @@ settings.load_profile("foveate")
 def _one_thread() -> None:
     """Engines use one thread each; so do the tests, which share two cores."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _ray_folder() -> Iterator[None]:
+    """Ray's folder where a test names none: the user's own, /tmp/ray, is never written to and need not be there.
+
+    ``ray.cluster_utils.Cluster`` notes its address in it even if its nodes have another.
+    """
+    folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # socket paths must be short
+    (Path(folder) / "ray").mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_TMPDIR", folder)
+        yield
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")
