@@ -136,18 +136,19 @@ def test_heads_that_kept_less_leave_a_gap(sitting: Sitting, kind: str, data: st.
 
 @pytest.mark.parametrize("window", [1, 3, 8, 100])
 def test_steps_of_decoding_read_the_steps_before_them(sitting: Sitting, window: int) -> None:
-    """Seven steps of two sequences are the last seven rows of a pass over everything."""
+    """Seven steps of two sequences, of which one stops after four, are the last rows of a pass over everything."""
     parts, steps = Kept.even(5, 2).parts(sitting), 7
     before = Before([READABLES["even"](parts, False)], [parts])
     rows = drawn_rows(sitting, 2 * steps)
     want = windowed64(before, rows, (0, steps, 2 * steps), window)
     tail = Tail(2, steps, 2)
     for step in range(steps):
-        own = TailOwn(sitting.backend, (0, 1, 2), tail)
-        reading = SegmentPass(sitting.backend, (0, 1, 2), before.segments, own=own)
-        now = [step, steps + step]
+        writing = [0, 1] if step < 4 else [1]
+        tail.begin(writing)
+        own = TailOwn(sitting.backend, tail)
+        reading = SegmentPass(sitting.backend, tail.row_bounds, before.segments, own=own)
+        now = [n * steps + step for n in writing]
         out_THD = reading.attend(1, *(x[now] for x in rows), SCALE, window=window)
-        tail.step += 1
         torch.testing.assert_close(out_THD.cpu().double(), want.out_THD[now], rtol=0, atol=2 * sitting.out)
 
 
@@ -199,10 +200,10 @@ def test_every_step_predicts_what_the_model_predicts(bench: Workbench, reference
     context = [*bench.engine()._anchor.segments, prefill.segment()]
     tail = Tail(2, len(steps), model.shape.num_layers)
     for number, token in enumerate(steps):
-        own = TailOwn(bench.backend, (0, 1, 2), tail)
-        step = SegmentPass(bench.backend, (0, 1, 2), context, own=own)
+        tail.begin([0, 1])
+        own = TailOwn(bench.backend, tail)
+        step = SegmentPass(bench.backend, tail.row_bounds, context, own=own)
         logits = model.run([token] * 2, [first + len(text) + number for text in texts], step, logits_of=[0, 1])
-        tail.step += 1
         for text, row in zip(texts, logits, strict=True):
             [expected] = dense_logits(reference, [*bench.frame.anchor, *text, *steps[: number + 1]], 1)
             torch.testing.assert_close(row, expected, atol=1e-4, rtol=1e-4)

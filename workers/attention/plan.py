@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from workers.attention.base import Backend, Partial, empty
+from workers.packs import packs
 
 Rows = NDArray[np.int64]
 
@@ -174,7 +175,7 @@ def attend_picks(backend: Backend, q_THD: Tensor, k_SGD: Tensor, v_SGD: Tensor, 
     lengths = np.diff(picks.row_bounds).tolist() * P
     row_bytes = k[0].numel() * k.element_size()
     parts, first_row = [], 0
-    for first, stop in pairwise(_calls([len(rows) * row_bytes for rows in sequences], _GATHER_BYTES[k.device.type])):
+    for first, stop in pairwise(packs([len(rows) * row_bytes for rows in sequences], _GATHER_BYTES[k.device.type])):
         gathered = torch.from_numpy(np.concatenate(sequences[first:stop])).to(k.device)
         cu_q = [0, *accumulate(lengths[first:stop])]
         cu_k = [0, *accumulate(map(len, sequences[first:stop]))]
@@ -195,14 +196,3 @@ def _sequences(picks: Picks, num_keys: int) -> Iterator[Rows]:
         for earlier, block in zip(head, own, strict=True):
             assert not len(earlier) or (earlier[0] >= 0 and earlier[-1] < block[0]), "picks lie before their block"
             yield np.concatenate((earlier, block)) + index * num_keys
-
-
-def _calls(sizes: Sequence[int], most: int) -> list[int]:
-    """Bounds of runs of sequences whose sizes sum to at most ``most``, at least one sequence each."""
-    bounds, total = [0], 0
-    for index, size in enumerate(sizes):
-        if total + size > most and index > bounds[-1]:
-            bounds.append(index)
-            total = 0
-        total += size
-    return [*bounds, len(sizes)]
