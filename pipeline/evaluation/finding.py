@@ -161,8 +161,8 @@ def _without_method(job: Job, budget: int | None) -> Job:
 
 
 def _way_of_reading(contender: Contender, parts: Parts) -> str:
-    """Contenders with the same name here can share a reading. A chunk is read with the question's tokens or without,
-    so those who know it have nothing to share with those who do not, and need not read as deep as these."""
+    """Contenders with the same name here can share a reading. Questions are branches behind a chunk, so its pairs are
+    the same whether they are known or not: one reading, as deep as the deepest of its scorers, serves both."""
     scored_by = parts.scorer.record if parts.is_shaped_by_all or parts.carries else None
     read, keep = contender.job.read, contender.job.keep
-    return json.dumps([parts.record, read.chunk_tokens, keep.block_tokens, parts.asks, scored_by])
+    return json.dumps([parts.record, read.chunk_tokens, keep.block_tokens, scored_by])

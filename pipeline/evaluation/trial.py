@@ -30,8 +30,8 @@ from workers.messages import Ask, Interval
 from workers.prompt import Frame
 from workers.selection.profile import Profile
 
-_BATCH = 8
-"""Questions over text that are answered together."""
+_BATCH = 24
+"""Questions over text that are answered together: three budgets of eight methods."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ class Bench:
             if isinstance(found, Refused):
                 who = found.contender
                 yield Result.refused(item, who.method.name, who.budget, found.reason)
-            elif found.kept_bytes is not None or not self._shares:
+            elif found.contender.job.keeps_pairs or not self._shares:
                 yield from self._answer(item, [found], standard)
             else:
                 texts.setdefault(str(found.contender.job.answer.reader), []).append(found)
@@ -126,8 +126,12 @@ class Bench:
 
     def _answer(self, item: Item, found: Sequence[Found], standard: _Standard | None) -> Iterator[Result]:
         """Results of contenders whose answers one engine can give."""
-        answered = found[0].engine.answer(Ask(tuple(each.query for each in found)))
-        for each, generated in zip(found, answered.answers, strict=True):
+        prompts = [each.query.reread for each in found]
+        distinct = dict(zip(prompts, found, strict=True))  # who keeps the same text is asked once
+        answered = found[0].engine.answer(Ask(tuple(each.query for each in distinct.values())))
+        answers = dict(zip(distinct, answered.answers, strict=True))
+        for each, prompt in zip(found, prompts, strict=True):
+            generated = answers[prompt]
             kl, top1 = standard.compare(each) if standard is not None else (None, None)
             yield Result(
                 task=item.task,
