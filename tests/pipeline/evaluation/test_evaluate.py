@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,9 @@ from pipeline.evaluation.tasks.sizer import Sizer
 from pipeline.evaluation.tasks.table import make_items
 from pipeline.evaluation.trial import Trial
 from pipeline.status import read_answers
+from workers.encoder import ChunkReading, Encoder
+from workers.engine import Engine
+from workers.messages import Answered, Ask
 from workers.selection.profile import Profile
 from workers.source import locate
 
@@ -39,6 +43,7 @@ METHODS: list[dict[str, Any]] = [
     {"name": "truncate", "baseline": "truncate"},
     {"name": "bm25", "baseline": "bm25"},
     {"name": "map-reduce", "baseline": "map_reduce"},
+    {"name": "index", "keep": {"scorer": {"kind": "index"}, "question": "unknown"}},
 ]
 
 
@@ -46,7 +51,8 @@ METHODS: list[dict[str, Any]] = [
 def settings(tmp_path: Path, tiny_model: Path) -> dict[str, Any]:
     """An evaluation of two items of two tasks, as its file says it."""
     profile = tmp_path / "profile.json"
-    Profile(locate(str(tiny_model)).weights, ((1, 0), (2, 1))).save(profile)
+    weights = locate(str(tiny_model)).weights
+    Profile(weights, ((1, 0), (2, 1)), index=Profile(weights, ((1, 2),), "last")).save(profile)
     model = {"source": str(tiny_model), "profile": str(profile), "attention": "cpu", "device": "cpu"}
     return {
         "base": {
@@ -88,6 +94,47 @@ def test_sharing_a_reading_changes_no_result(settings: dict[str, Any], tmp_path:
     assert not any(row.error for row in together)
     assert all(row.seconds_read is not None and row.seconds_answer is not None for row in alone)
     assert {row.method for row in together} == {method["name"] for method in METHODS}
+
+
+def test_a_chunk_is_read_once_whether_the_question_is_known_or_not(
+    settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As deep as the deepest of its scorers looks: the same rows come of an index and a probe as of each alone."""
+    known, unknown = METHODS[0], METHODS[-1]
+    chunks: list[Sequence[int]] = []
+    read = Encoder.read
+
+    def noted(encoder: Encoder, token_ids: Sequence[int], *rest: Any) -> ChunkReading:
+        chunks.append(token_ids)
+        return read(encoder, token_ids, *rest)
+
+    monkeypatch.setattr(Encoder, "read", noted)
+    rows = evaluate(load(settings, methods=[known, unknown], items=1))
+    together, chunks = chunks, []
+    alone = []
+    for method in (known, unknown):
+        output = {"path": str(Path(settings["output"]["path"]) / method["name"])}
+        alone += evaluate(load(settings, methods=[method], items=1, output=output))
+    assert len(together) * 2 == len(chunks)
+    assert sorted(untimed(rows), key=str) == sorted(untimed(alone), key=str)
+
+
+def test_who_keeps_the_same_text_is_asked_once(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    twins = [{"name": "default"}, {"name": "twin"}]
+    asked: list[int] = []
+    answer = Engine.answer
+
+    def noted(engine: Engine, task: Ask) -> Answered:
+        asked.append(len(task.queries))
+        return answer(engine, task)
+
+    monkeypatch.setattr(Engine, "answer", noted)
+    rows = evaluate(load(settings, methods=[*twins, METHODS[9]], items=1))
+    assert asked == [2] * len(settings["tasks"])
+    by_name = {
+        name: [replace(row, method="") for row in untimed(rows) if row.method == name] for name in ("default", "twin")
+    }
+    assert by_name["default"] == by_name["twin"] != []
 
 
 @pytest.mark.parametrize("name", [m["name"] for m in METHODS if "baseline" not in m])
