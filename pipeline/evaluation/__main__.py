@@ -12,6 +12,7 @@ from pipeline.evaluation.calibrated import write_calibrated
 from pipeline.evaluation.recall import write_chunk_lengths
 from pipeline.evaluation.sparse import write_sparse
 from pipeline.evaluation.stored import write_stored
+from pipeline.evaluation.targets import write_targets
 from pipeline.evaluation.tasks.parquet import write_items
 from pipeline.evaluation.tasks.sizer import Sizer
 from pipeline.evaluation.tasks.table import TASKS
@@ -49,7 +50,10 @@ def main() -> None:
         "agreement", help="our scorers against kvpress, which has an environment of its own"
     )
     agreement.add_argument("--kvpress-python", type=Path, required=True)
-    for name in ("baseline", "chunks", "sparse", "calibrated", "stored", "agreement"):
+    targets = commands.add_parser("targets", help="what the default is held to, from results by length (seconds)")
+    targets.add_argument("--results", type=Path, default=RESULTS / "lengths" / "results.parquet")
+    targets.add_argument("--model", default=DEMO_MODEL)
+    for name in ("baseline", "chunks", "sparse", "calibrated", "stored", "agreement", "targets"):
         commands.choices[name].add_argument("--out", type=Path, default=RESULTS / f"{name}.md")
 
     arguments = parser.parse_args()
@@ -70,6 +74,8 @@ def main() -> None:
             write_stored(arguments.model, arguments.work, arguments.out)
         case "agreement":
             write_agreement(arguments.kvpress_python, arguments.out)
+        case "targets":
+            write_targets(arguments.results, arguments.model, arguments.out)
 
 
 if __name__ == "__main__":

@@ -109,8 +109,8 @@ def _measured(summary: Summary, cell: Cell) -> list[str]:
     recall = cell.recall
     return [
         _score(cell),
-        "" if own or cell.is_refused or (gain := cell.gain) is None else _points(gain),
-        "" if recall is None else _percent(recall),
+        "" if own or cell.is_refused or (gain := cell.gain) is None else points(gain),
+        "" if recall is None else percent(recall),
         _shown(cell.mean(lambda r: r.relevance_kept), "{:.0%}".format),
         _shown(cell.mean(lambda r: r.kept_tokens), "{:,.0f}".format),
         _shown(cell.mean(lambda r: r.kept_bytes), lambda mean: in_bytes(round(mean))),
@@ -141,9 +141,9 @@ def lexical_lines(summary: Summary, methods: Sequence[str]) -> list[str]:
 def _ahead(default: str, place: Place, method: str, cell: Cell) -> Iterator[str]:
     """Over the items that both have, however little it is ahead by."""
     if (gain := cell.gain) is not None and gain.mean > 0:
-        yield f"{place}: `{method}` scores {_points(gain)} points more than `{default}`"
+        yield f"{place}: `{method}` scores {points(gain)} points more than `{default}`"
     if (gain := cell.recall_gain) is not None and gain.mean > 0:
-        yield f"{place}: `{method}` keeps {_points(gain)} points more of the gold passages than `{default}`"
+        yield f"{place}: `{method}` keeps {points(gain)} points more of the gold passages than `{default}`"
 
 
 def _refusals(summary: Summary) -> list[str]:
@@ -170,14 +170,16 @@ def _score(cell: Cell, items: int | None = None) -> str:
     if cell.is_refused:
         return "refused"
     fewer = f" ({len(cell.results)})" if items is not None and len(cell.results) < items else ""
-    return _percent(cell.score) + fewer + (f" ({len(cell.errors)} failed)" if cell.errors else "")
+    return percent(cell.score) + fewer + (f" ({len(cell.errors)} failed)" if cell.errors else "")
 
 
-def _percent(share: Estimate) -> str:
+def percent(share: Estimate) -> str:
+    """A share with its interval."""
     return f"{share.mean:.0%} [{100 * share.low:.0f}, {100 * share.high:.0f}]"
 
 
-def _points(gain: Estimate) -> str:
+def points(gain: Estimate) -> str:
+    """A difference with its interval, in points; bold where that leaves out 0."""
     text = f"{_signed(gain.mean)} [{_signed(gain.low)}, {_signed(gain.high)}]"
     return f"**{text}**" if gain.excludes_zero else text
 

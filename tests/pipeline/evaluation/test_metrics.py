@@ -9,7 +9,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.evaluation.metrics import Span, gold_recall, mean_of, mean_share, paired_difference, string_match
+from pipeline.evaluation.metrics import (
+    Estimate,
+    Span,
+    gold_recall,
+    mean_of,
+    mean_share,
+    paired_difference,
+    ratio_of_means,
+    string_match,
+)
 
 shares = st.lists(st.sampled_from([0.0, 0.25, 0.5, 1.0]), min_size=1, max_size=30)
 
@@ -111,3 +120,18 @@ def test_nothing_and_unequal_sides_are_refused() -> None:
         mean_share([])
     with pytest.raises(ValueError, match="2 and 1 scores; allowed: the same items"):
         paired_difference([1.0, 0.0], [1.0])
+
+
+def test_a_share_of_another_mean() -> None:
+    share = ratio_of_means([1.0, 0.0] * 50, [1.0] * 100)
+    assert share is not None and share.mean == 0.5 and share.count == 100
+    assert 0.3 < share.low < 0.5 < share.high < 0.7
+    assert ratio_of_means([0.5] * 8, [1.0] * 8) == Estimate(0.5, 0.5, 0.5, 8)
+
+
+def test_a_share_of_nothing_is_none_and_of_next_to_nothing_endless() -> None:
+    assert ratio_of_means([1.0, 0.0], [0.0, 0.0]) is None
+    share = ratio_of_means([1.0] * 4, [0.0] * 3 + [1.0])
+    assert share is not None and share.mean == 4 and share.high == float("inf") and 1 < share.low <= 4
+    with pytest.raises(ValueError, match="no values"):
+        ratio_of_means([1.0], [])
