@@ -46,13 +46,15 @@ class Tail:
         if buffers is None:
             shape = (*self._shape, *k_WGD.shape[1:])
             buffers = self._layers[layer] = (k_WGD.new_zeros(shape), v_WGD.new_zeros(shape))
+        if self._writing is not None:
+            self._writing = self._writing.to(k_WGD.device)  # once a step: all layers' pairs are on one device
         packed: list[Tensor] = []
         for buffer, new in zip(buffers, (k_WGD, v_WGD), strict=True):
             place = buffer[:, self.length - 1]
             if self._writing is None:
                 place.copy_(new)
             else:
-                place.index_copy_(0, self._writing.to(new.device), new)
+                place.index_copy_(0, self._writing, new)
             packed.append(buffer[:, : self.length].flatten(0, 1))
         bounds = tuple(range(0, self.length * self._shape[0] + 1, self.length))
         return OwnRows(packed[0], packed[1], bounds)
