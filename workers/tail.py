@@ -45,7 +45,7 @@ class Tail:
         buffers = self._layers[layer]
         if buffers is None:
             shape = (*self._shape, *k_WGD.shape[1:])
-            buffers = self._layers[layer] = (k_WGD.new_zeros(shape), v_WGD.new_zeros(shape))
+            buffers = self._layers[layer] = (k_WGD.new_empty(shape), v_WGD.new_empty(shape))
         if self._writing is not None:
             self._writing = self._writing.to(k_WGD.device)  # once a step: all layers' pairs are on one device
         packed: list[Tensor] = []

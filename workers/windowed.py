@@ -83,7 +83,8 @@ class WindowReader:
             q_THD, k_SGD, v_SGD, self.row_bounds, bounds, causal=True, scale=scale, window=window
         )
         own_N, rows_N = ([stop - start for start, stop in pairwise(b)] for b in (bounds, self.row_bounds))
-        reach_N = [window - 1 - (own - rows) for own, rows in zip(own_N, rows_N, strict=True)]
+        # Who has no rows in this pass reaches nothing: its pairs need not be gathered.
+        reach_N = [window - 1 - (own - rows) if rows else 0 for own, rows in zip(own_N, rows_N, strict=True)]
         for segment in reversed(self.segments):
             if max(reach_N, default=0) <= 0:
                 break
