@@ -94,15 +94,14 @@ def ratio_of_means(ours: Sequence[float], theirs: Sequence[float], seed: int = 0
     """Mean of ``ours`` as a share of that of ``theirs``, of items that have nothing to do with each other, with its
     bootstrap interval: both are drawn; ``count`` is ours. None where theirs is 0: a share of nothing. Raises
     ``ValueError`` without values."""
-    count, means = _counted(ours), [np.asarray(values, dtype=np.float64) for values in (ours, theirs)]
-    _counted(theirs)
-    own, other = (float(values_N.mean()) for values_N in means)
-    if not other:
+    count, _ = _counted(ours), _counted(theirs)
+    ours_N, theirs_M = np.asarray(ours, dtype=np.float64), np.asarray(theirs, dtype=np.float64)
+    if not theirs_M.any():
         return None
-    drawn, against = (_resampled_means(values_N, seed + index) for index, values_N in enumerate(means))
+    drawn, against = _resampled_means(ours_N, seed), _resampled_means(theirs_M, seed + 1)
     shares = np.divide(drawn, against, out=np.full_like(drawn, np.inf), where=against > 0)
     low, high = np.percentile(shares, [2.5, 97.5], method="nearest")  # no mean of a number and infinity
-    return Estimate(own / other, float(low), float(high), count)
+    return Estimate(float(ours_N.mean() / theirs_M.mean()), float(low), float(high), count)
 
 
 def _counted(values: Sequence[float]) -> int:

@@ -7,7 +7,7 @@ or budgets, and over tasks in one row that says so; every verdict stands beside 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 from pipeline.evaluation.metrics import Estimate, mean_share, ratio_of_means
@@ -71,19 +71,6 @@ def _against_dense(summary: Summary, window: int) -> list[str]:
     return table(["where", "dense", "default", "difference over the same items", "verdict"], rows)
 
 
-@dataclass(frozen=True)
-class _Needles:
-    """The default's scores of one or several tasks at one budget."""
-
-    name: str
-    tasks: Sequence[str]
-    budget: int | None
-
-    def scores(self, summary: Summary, length: int) -> list[float]:
-        cells = (summary.cell(Place(task, length, self.budget), DEFAULT) for task in self.tasks)
-        return [result.score for cell in cells if cell for result in cell.results]
-
-
 def _against_itself(summary: Summary, window: int) -> list[str]:
     within = [length for length in summary.lengths if length <= window]
     beyond = [length for length in summary.lengths if length > window]
@@ -92,16 +79,20 @@ def _against_itself(summary: Summary, window: int) -> list[str]:
     tasks = [task for task in NEEDLES if task in summary.tasks]
     kinds = [(task, [task]) for task in tasks] + [("all of these items", tasks)]
     rows = []
-    for needles in (_Needles(name, own, budget) for budget in summary.budgets for name, own in kinds):
-        base = needles.scores(summary, within[-1])
-        for length in beyond if base else ():
-            scores = needles.scores(summary, length)
-            if scores:
-                share = ratio_of_means(scores, base)
-                budget = "" if needles.budget is None else f"{needles.budget:,}"
-                shown = [percent(mean_share(base)), f"{length:,}", percent(mean_share(scores))]
-                rows.append([budget, needles.name, *shown, percent(share) if share else "", _verdict(share)])
+    for budget, (name, own), length in product(summary.budgets, kinds, beyond):
+        base, scores = (_scores(summary, own, at, budget) for at in (within[-1], length))
+        if base and scores:
+            share = ratio_of_means(scores, base)
+            shown = [percent(mean_share(base)), f"{length:,}", percent(mean_share(scores))]
+            granted = "" if budget is None else f"{budget:,}"
+            rows.append([granted, name, *shown, percent(share) if share else "", _verdict(share)])
     return table(["budget", "task", f"at {within[-1]:,}", "length", "there", "share of its own", "verdict"], rows)
+
+
+def _scores(summary: Summary, tasks: Sequence[str], length: int, budget: int | None) -> list[float]:
+    """What the default scores on the items of these tasks."""
+    cells = (summary.cell(Place(task, length, budget), DEFAULT) for task in tasks)
+    return [result.score for cell in cells if cell for result in cell.results]
 
 
 def _verdict(share: Estimate | None) -> str:

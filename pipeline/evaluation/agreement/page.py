@@ -13,6 +13,7 @@ from pipeline.evaluation.agreement.comparing import Row
 from pipeline.evaluation.agreement.measures import Agreement, mean_known
 from pipeline.evaluation.agreement.methods import Compared
 from pipeline.evaluation.metrics import Estimate, mean_share, paired_difference
+from pipeline.evaluation.tables import percent
 
 ENOUGH = 0.95
 
@@ -87,8 +88,8 @@ def _run(method: Compared, rows: Sequence[Row]) -> str:
     gain = paired_difference([mine for mine, _ in pairs], [yours for _, yours in pairs]) if pairs else None
     cells = [
         _mean(found, lambda one: one.overlap) if found else "",
-        _score(own) if own else "not here",
-        _score(other) if other else "no answer",
+        percent(mean_share(own)) if own else "not here",
+        percent(mean_share(other)) if other else "no answer",
         "" if gain is None else _points(gain),
     ]
     return "| " + " | ".join([f"`{method.name}`", *cells]) + " |"
@@ -112,11 +113,6 @@ def _differences(agreed: Agreed) -> list[str]:
 def _mean(found: Sequence[Agreement], value: Callable[[Agreement], float | None]) -> str:
     mean = mean_known([value(one) for one in found])
     return "" if mean is None else f"{mean:.3f}"
-
-
-def _score(scores: Sequence[float]) -> str:
-    share = mean_share(scores)
-    return f"{share.mean:.0%} [{100 * share.low:.0f}, {100 * share.high:.0f}]"
 
 
 def _points(gain: Estimate) -> str:
