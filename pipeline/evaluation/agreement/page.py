@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pipeline.evaluation.agreement.comparing import Row
 from pipeline.evaluation.agreement.measures import Agreement, mean_known
 from pipeline.evaluation.agreement.methods import Compared
-from pipeline.evaluation.metrics import Estimate, mean_share, paired_difference
-from pipeline.evaluation.tables import percent
+from pipeline.evaluation.metrics import mean_share, paired_difference
+from pipeline.evaluation.tables import percent, points
 
 ENOUGH = 0.95
 
@@ -90,7 +90,7 @@ def _run(method: Compared, rows: Sequence[Row]) -> str:
         _mean(found, lambda one: one.overlap) if found else "",
         percent(mean_share(own)) if own else "not here",
         percent(mean_share(other)) if other else "no answer",
-        "" if gain is None else _points(gain),
+        "" if gain is None else points(gain),
     ]
     return "| " + " | ".join([f"`{method.name}`", *cells]) + " |"
 
@@ -113,8 +113,3 @@ def _differences(agreed: Agreed) -> list[str]:
 def _mean(found: Sequence[Agreement], value: Callable[[Agreement], float | None]) -> str:
     mean = mean_known([value(one) for one in found])
     return "" if mean is None else f"{mean:.3f}"
-
-
-def _points(gain: Estimate) -> str:
-    text = f"{100 * gain.mean:+.0f} [{100 * gain.low:+.0f}, {100 * gain.high:+.0f}]"
-    return f"**{text}**" if gain.excludes_zero else text
