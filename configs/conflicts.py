@@ -87,7 +87,7 @@ def _budgets_of_pairs(keep: Keep, answer: AnswerOver) -> Iterable[Conflict]:
             ("keep.budget.kind", "answer.over"),
             f"keep.budget.kind: {keep.budget.kind} keeps other pairs in each layer or head, but answer.over: "
             f"{answer.over} keeps text, which has neither; allowed: answer.over: kept, or keep.budget.kind: "
-            "uniform or threshold",
+            "uniform, threshold or min_p",
         )
 
 

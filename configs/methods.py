@@ -246,8 +246,16 @@ class ThresholdBudget(Amount):
     times_mean: Annotated[float, Field(gt=0.0)] = 2.0
 
 
+class MinPBudget(Amount):
+    """Blocks that are at least ``p`` times as relevant as the best block of their head, at most the budget."""
+
+    kind: Literal["min_p"] = "min_p"
+    p: Annotated[float, Field(gt=0.0, le=1.0)] = 0.1
+
+
 Budget = Annotated[
-    UniformBudget | PyramidBudget | AdaptiveBudget | HeadsBudget | ThresholdBudget, Field(discriminator="kind")
+    UniformBudget | PyramidBudget | AdaptiveBudget | HeadsBudget | ThresholdBudget | MinPBudget,
+    Field(discriminator="kind"),
 ]
 
 

@@ -26,7 +26,7 @@ CONFLICTS = [
     (["keep.question=unknown"], "keep.scorer.kind: probe scores with the question", "another scorer, such as"),
     (["keep.budget.kind=pyramid"], "keep.budget.kind: pyramid keeps other pairs", "answer.over: kept"),
     (["keep.budget.kind=adaptive"], "keep.budget.kind: adaptive keeps other pairs", "answer.over: kept"),
-    (["answer.over=narrow", "keep.budget.kind=heads"], "keep.budget.kind: heads keeps other", "uniform or threshold"),
+    (["answer.over=narrow", "keep.budget.kind=heads"], "keep.budget.kind: heads keeps other", "threshold or min_p"),
     (["answer.over=narrow", "read.context=carried"], "answer.over: narrow reads parts", "read.context: isolated"),
     (["answer.over=two_round", "read.context=carried"], "answer.over: two_round reads parts", "read.context: isolated"),
     (["keep.scorer.kind=window", "answer.over=narrow", "keep.question=unknown"],

@@ -48,6 +48,7 @@ BUDGETS: dict[str, dict[str, Any]] = {
     "adaptive": {"kind": "adaptive"},
     "heads": {"kind": "heads", "map": HEAD_MAP, "sink_tokens": 4, "window_tokens": 8},
     "threshold": {"kind": "threshold", "times_mean": 1.0},
+    "min_p": {"kind": "min_p", "p": 0.3},
 }
 PRUNINGS: dict[str, dict[str, Any]] = {
     "depth": {"kind": "depth", "layers": [1], "keep": [0.5]},

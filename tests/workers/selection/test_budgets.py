@@ -24,6 +24,7 @@ from workers.selection.budgets import budget_of
 from workers.selection.budgets.adaptive import AdaptiveBudget
 from workers.selection.budgets.base import BlockTable, Budget, Choice
 from workers.selection.budgets.heads import HeadsBudget
+from workers.selection.budgets.min_p import MinPBudget
 from workers.selection.budgets.pyramid import PyramidBudget
 from workers.selection.budgets.threshold import ThresholdBudget
 from workers.selection.budgets.uniform import UniformBudget
@@ -43,6 +44,7 @@ BUDGETS: dict[str, st.SearchStrategy[Budget]] = {
     "adaptive": st.builds(AdaptiveBudget, st.just(G), st.sampled_from([0.0, 0.2, 1.0]), WIDEN),
     "heads": st.builds(HeadsBudget, HEAD_MAPS, st.integers(0, 9), st.integers(0, 20), WIDEN),
     "threshold": st.builds(ThresholdBudget, st.sampled_from([0.5, 1.0, 2.0, 50.0]), WIDEN),
+    "min_p": st.builds(MinPBudget, st.sampled_from([0.05, 0.1, 0.2, 0.9, 1.0]), WIDEN),
 }
 SHAPE = ModelShape(num_layers=L, num_heads=4, num_kv_heads=G, head_dim=8, window=2048, windows=(None,) * L)
 SETTINGS: TypeAdapter[methods.Budget] = TypeAdapter(methods.Budget)
@@ -152,7 +154,7 @@ def test_a_grant_of_everything_keeps_all_that_the_method_ever_keeps(
         roles = [role for row in budget.head_map.roles_LG for role in row]
         assert all(places == everything for places, role in zip(kept, roles, strict=True) if role == "retrieval")
         assert not any(places for places, role in zip(kept, roles, strict=True) if role == "pruned")
-    elif not isinstance(budget, ThresholdBudget):
+    elif not isinstance(budget, ThresholdBudget | MinPBudget):
         assert all(places == everything for places in kept)
     else:
         assert all(kept)
@@ -306,3 +308,19 @@ def test_a_threshold_keeps_what_stands_out_up_to_the_grant() -> None:
     assert ThresholdBudget(1.4, 0).choose(table, 160).kept == (((32, 64), (96, 128)),)
     assert ThresholdBudget(1.4, 0).choose(table, 32).kept == (((32, 64),),)
     assert ThresholdBudget(4.0, 0).choose(table, 160).kept == (((32, 64),),), "nothing passes: the best is kept"
+
+
+def test_min_p_keeps_what_comes_near_the_best_up_to_the_grant() -> None:
+    table = one([0.05, 0.4, 0.05, 0.3, 0.2])
+    assert MinPBudget(0.5, 0).choose(table, 160).kept == (((32, 64), (96, 160)),)
+    assert MinPBudget(0.7, 0).choose(table, 160).kept == (((32, 64), (96, 128)),)
+    assert MinPBudget(0.5, 0).choose(table, 64).kept == (((32, 64), (96, 128)),)
+    assert MinPBudget(1.0, 0).choose(table, 160).kept == (((32, 64),),)
+
+
+def test_min_p_keeps_the_same_however_much_else_a_document_says() -> None:
+    few, many = [0.5, 0.3, 0.2], [0.5, 0.3, 0.2] + 97 * [0.01]
+    budgets: list[tuple[Budget, bool]] = [(MinPBudget(0.5, 0), True), (ThresholdBudget(1.2, 0), False)]
+    for budget, is_same in budgets:
+        short, long = (budget.choose(one([x / sum(shares) for x in shares]), 3200) for shares in (few, many))
+        assert (short == long) is is_same

@@ -56,12 +56,19 @@ def _threshold(settings: methods.ThresholdBudget, setting: Setting) -> Budget:
     return ThresholdBudget(settings.times_mean, setting.widen_tokens)
 
 
+def _min_p(settings: methods.MinPBudget, setting: Setting) -> Budget:
+    from workers.selection.budgets.min_p import MinPBudget
+
+    return MinPBudget(settings.p, setting.widen_tokens)
+
+
 _BUDGETS: dict[str, Callable[[Any, Setting], Budget]] = {
     "uniform": _uniform,
     "pyramid": _pyramid,
     "adaptive": _adaptive,
     "heads": _heads,
     "threshold": _threshold,
+    "min_p": _min_p,
 }
 
 
