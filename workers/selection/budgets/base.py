@@ -202,6 +202,14 @@ def fill_each(
     return Choice((layers, heads), tuple(kept))
 
 
+def fill_above(table: BlockTable, enough_LG: NDArray[np.float64], tokens: int, widen_tokens: int) -> Choice:
+    """Every layer and head of the shares keeps its blocks with at least that share, and always its best one, up to
+    ``tokens``."""
+    passing_LG = (table.share_LGB >= enough_LG[..., None]).sum(axis=2)
+    orders = [order[: max(1, passing)] for order, passing in zip(best_of_each(table), passing_LG.ravel(), strict=True)]
+    return fill_each(table, orders, np.full(passing_LG.shape, tokens), widen_tokens)
+
+
 def best_first(table: BlockTable, share_B: NDArray[np.float64]) -> NDArray[np.int64]:
     """Block indices by falling share; ties fall to the earlier block."""
     return np.lexsort((table.starts_B, -share_B))

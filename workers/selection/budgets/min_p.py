@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-
-from workers.selection.budgets.base import BlockTable, Choice, best_of_each, fill_each
+from workers.selection.budgets.base import BlockTable, Choice, fill_above
 
 _ROUNDING = 1e-6
 """A chunk's shares may have been scaled when it offers, and round to other numbers then."""
@@ -37,14 +35,9 @@ class MinPBudget:
 
     def choose(self, table: BlockTable, tokens: int) -> Choice:
         """As ``Budget.choose``; its shape is that of the shares."""
-        return self._near_best(table, tokens, self.p)
+        return fill_above(table, self.p * table.share_LGB.max(axis=2), tokens, self.widen_tokens)
 
     def offer(self, table: BlockTable, tokens: int) -> Choice:
-        """As ``Budget.offer``."""
-        return self._near_best(table, tokens, self.p * (1.0 - _ROUNDING))
-
-    def _near_best(self, table: BlockTable, tokens: int, p: float) -> Choice:
-        enough_LG1 = p * table.share_LGB.max(axis=2, keepdims=True)
-        passing_LG = (table.share_LGB >= enough_LG1).sum(axis=2)
-        orders = [order[:passing] for order, passing in zip(best_of_each(table), passing_LG.ravel(), strict=True)]
-        return fill_each(table, orders, np.full(passing_LG.shape, tokens), self.widen_tokens)
+        """As ``Budget.offer``: the best of a chunk is not above the document's."""
+        near_LG = self.p * (1.0 - _ROUNDING) * table.share_LGB.max(axis=2)
+        return fill_above(table, near_LG, tokens, self.widen_tokens)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from workers.selection.budgets.base import BlockTable, Choice, best_of_each, fill_each
+from workers.selection.budgets.base import BlockTable, Choice, best_of_each, fill_above, fill_each
 
 
 @dataclass(frozen=True)
@@ -32,13 +32,7 @@ class ThresholdBudget:
 
     def choose(self, table: BlockTable, tokens: int) -> Choice:
         """As ``Budget.choose``; its shape is that of the shares."""
-        enough_LG = self.times_mean * table.share_LGB.mean(axis=2)
-        passing_LG = (table.share_LGB >= enough_LG[..., None]).sum(axis=2)
-        each = np.full(passing_LG.shape, tokens)
-        orders = [
-            order[: max(1, passing)] for order, passing in zip(best_of_each(table), passing_LG.ravel(), strict=True)
-        ]
-        return fill_each(table, orders, each, self.widen_tokens)
+        return fill_above(table, self.times_mean * table.share_LGB.mean(axis=2), tokens, self.widen_tokens)
 
     def offer(self, table: BlockTable, tokens: int) -> Choice:
         """As ``Budget.offer``: the mean is the document's, which a chunk does not know, so it leaves the threshold
