@@ -9,7 +9,7 @@ from configs.load import load_job
 from pipeline.evaluation.agreement.command import write_agreement
 from pipeline.evaluation.baseline import write_baseline
 from pipeline.evaluation.calibrated import write_calibrated
-from pipeline.evaluation.recall import write_chunk_lengths
+from pipeline.evaluation.recall import write_chunk_lengths, write_rules
 from pipeline.evaluation.sparse import write_sparse
 from pipeline.evaluation.stored import write_stored
 from pipeline.evaluation.targets import write_targets
@@ -38,6 +38,7 @@ def main() -> None:
     baseline.add_argument("--work", type=Path, default=Path("out/baseline"))
     for name, text in (
         ("chunks", "gold passages kept, by length of chunk (half an hour)"),
+        ("rules", "gold passages kept, by budgets that may keep less than they are granted (minutes)"),
         ("sparse", "time and coverage of block-sparse patterns (minutes)"),
         ("calibrated", "what `foveate calibrate` found for a model (seconds)"),
     ):
@@ -53,7 +54,7 @@ def main() -> None:
     targets = commands.add_parser("targets", help="what the default is held to, from results by length (seconds)")
     targets.add_argument("--results", type=Path, default=RESULTS / "lengths" / "results.parquet")
     targets.add_argument("--model", default=DEMO_MODEL)
-    for name in ("baseline", "chunks", "sparse", "calibrated", "stored", "agreement", "targets"):
+    for name in ("baseline", "chunks", "rules", "sparse", "calibrated", "stored", "agreement", "targets"):
         commands.choices[name].add_argument("--out", type=Path, default=RESULTS / f"{name}.md")
 
     arguments = parser.parse_args()
@@ -66,6 +67,8 @@ def main() -> None:
             write_baseline(arguments.work, arguments.out)
         case "chunks":
             write_chunk_lengths(arguments.model, arguments.out)
+        case "rules":
+            write_rules(arguments.model, arguments.out)
         case "sparse":
             write_sparse(arguments.model, arguments.out)
         case "calibrated":
