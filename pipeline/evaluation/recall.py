@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from configs.schema import Model, Prompt
+from pipeline.evaluation.tables import table
 from workers.context import Context
 from workers.encoder import Encoder, ReadingRule
 from workers.hf import Tokenizer
@@ -31,7 +32,7 @@ from workers.selection.budgets.uniform import UniformBudget
 from workers.selection.calibrate import BUDGETS
 from workers.selection.observe import BLOCK_TOKENS, CHUNK_TOKENS, LEXICAL, WIDEN_TOKENS
 from workers.selection.profile import Profile, find_profile
-from workers.selection.questions import Exam, Split
+from workers.selection.questions import Exam, Split, holds_whole, tokens_of
 from workers.selection.scorers.base import ChunkScores, Scorer
 from workers.selection.scorers.probe import ProbeScorer
 from workers.source import locate
@@ -68,7 +69,7 @@ class ExamReading:
         """What ``budget`` makes of it where it may keep so many tokens."""
         kept = [budget.choose(table, tokens).of(0, 0) for table in self.tables]
         return ExamRecall(
-            tuple(_holds(runs, gold) for runs, gold in zip(kept, self.gold, strict=True)),
+            tuple(holds_whole(runs, gold) for runs, gold in zip(kept, self.gold, strict=True)),
             tuple(sum(stop - start for start, stop in runs) for runs in kept),
         )
 
@@ -98,13 +99,7 @@ def read_exam(loaded: LoadedModel, scorers: Sequence[Scorer], exam: Exam, chunk_
     started = time.perf_counter()
     readings = [encoder.read(ids[start:stop], probes, anchor) for start, stop in extents]
     seconds = time.perf_counter() - started
-    gold = tuple(
-        tuple(
-            (int(np.searchsorted(stops, first, "right")), int(np.searchsorted(starts, last, "left")))
-            for first, last in question.gold
-        )
-        for question in exam.questions
-    )
+    gold = tuple(tokens_of(question.gold, offsets) for question in exam.questions)
     texts = [
         tuple(exam.text[starts[i] : stops[min(i + BLOCK_TOKENS, stop) - 1]] for i in range(start, stop, BLOCK_TOKENS))
         for start, stop in extents
@@ -131,10 +126,6 @@ def read_exam(loaded: LoadedModel, scorers: Sequence[Scorer], exam: Exam, chunk_
         )
         for which, scorer in enumerate(scorers)
     ]
-
-
-def _holds(kept: Sequence[Interval], gold: Sequence[Interval]) -> bool:
-    return any(start <= first and last <= stop for first, last in gold for start, stop in kept)
 
 
 @dataclass(frozen=True)
@@ -181,13 +172,12 @@ def measure_rules(source: str, split: Split, rules: Sequence[Budget] = RULES) ->
     (reading,) = read_exam(sitting.loaded, [ProbeScorer(sitting.profile, LEXICAL)], sitting.exam, CHUNK_TOKENS)
     yield sitting.title
     yield ""
-    yield "| budget | gold kept | tokens kept, mean | first tenth | median | last tenth |"
-    yield "|---" * 6 + "|"
+    rows = []
     for rule in rules:
         recall = reading.recall(rule, GRANTED)
-        low, middle, high = np.percentile(recall.tokens, [10, 50, 90])
-        cells = f"{recall.share:.1%} | {np.mean(recall.tokens):,.0f} | {low:,.0f} | {middle:,.0f} | {high:,.0f}"
-        yield f"| {_named(rule)} | {cells} |"
+        tokens = (np.mean(recall.tokens), *np.percentile(recall.tokens, [10, 50, 90]))
+        rows.append([_named(rule), f"{recall.share:.1%}", *(f"{count:,.0f}" for count in tokens)])
+    yield from table(["budget", "gold kept", "tokens kept, mean", "first tenth", "median", "last tenth"], rows)
 
 
 def _named(rule: Budget) -> str:

@@ -13,7 +13,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import mean
 
-import numpy as np
 from torch import Tensor
 
 from configs.evaluation import Evaluation, Method
@@ -29,6 +28,7 @@ from workers.loading import Reading
 from workers.messages import Ask, Interval
 from workers.prompt import Frame
 from workers.selection.profile import Profile
+from workers.selection.questions import tokens_of
 
 _BATCH = 24
 """Questions over text that are answered together: three budgets of eight methods."""
@@ -151,16 +151,12 @@ class Bench:
                 top1=top1,
             )
 
-    def _gold(self, item: Item) -> list[Interval]:
+    def _gold(self, item: Item) -> tuple[Interval, ...]:
         """The gold passages of an item in tokens."""
         if not item.gold:
-            return []
+            return ()
         _, offsets = self._reading.frame.tokenizer.encode_with_offsets(item.context)
-        starts, stops = np.array(offsets).T
-        return [
-            (int(np.searchsorted(stops, first, "right")), int(np.searchsorted(starts, last, "left")))
-            for first, last in item.gold
-        ]
+        return tokens_of(item.gold, offsets)
 
 
 @dataclass(frozen=True)

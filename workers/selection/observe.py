@@ -29,7 +29,7 @@ from workers.selection.budgets.base import BlockTable
 from workers.selection.budgets.uniform import UniformBudget
 from workers.selection.lexical import bm25
 from workers.selection.profile import Profile
-from workers.selection.questions import Exam
+from workers.selection.questions import Exam, holds_whole, tokens_of
 from workers.selection.relevance import head_masses, with_neighbours
 from workers.selection.scorers.index import IndexScorer
 from workers.selection.scorers.probe import ProbeScorer
@@ -82,9 +82,8 @@ class Observation:
         """The same for shares from anywhere, one row per question."""
         budget = UniformBudget(WIDEN_TOKENS)
         found = [
-            any(start <= first and last <= stop for first, last in sight.gold for start, stop in kept)
+            holds_whole(budget.choose(self.table(shares_B), budget_tokens).of(0, 0), sight.gold)
             for sight, shares_B in zip(self.sights, shares_QB, strict=True)
-            for kept in [budget.choose(self.table(shares_B), budget_tokens).of(0, 0)]
         ]
         return float(np.mean(found))
 
@@ -127,13 +126,9 @@ class _Sheet:
             lse_RHB = np.concatenate(own, axis=2)
             own.clear()
             masses = {"words": head_masses(lse_RHB), "last": head_masses(lse_RHB[-1:])}
-            gold = tuple(
-                (int(np.searchsorted(stops, first, "right")), int(np.searchsorted(starts, last, "left")))
-                for first, last in question.gold
-            )
             [matches_B] = with_neighbours(bm25(texts, question.text)[None]).astype(np.float32)
             light = {rows: mass.astype(np.float32) for rows, mass in masses.items()}
-            sights.append(Sight(light, matches_B, gold, question.topic))
+            sights.append(Sight(light, matches_B, tokens_of(question.gold, self.offsets), question.topic))
         return Observation(heads, self.extents, tuple(sights))
 
 

@@ -9,14 +9,17 @@ is left out.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Literal
 
+import numpy as np
 import yaml
+
+from workers.messages import Interval
 
 Split = Literal["calibrate", "held_out"]
 
@@ -29,6 +32,20 @@ class GoldQuestion:
     topic: str
     text: str
     gold: tuple[tuple[int, int], ...]
+
+
+def tokens_of(passages: Sequence[Interval], offsets: Sequence[Interval]) -> tuple[Interval, ...]:
+    """Character ranges as ranges of the tokens that they touch; ``offsets``: the characters of each token."""
+    starts, stops = np.array(offsets).T
+    return tuple(
+        (int(np.searchsorted(stops, first, "right")), int(np.searchsorted(starts, last, "left")))
+        for first, last in passages
+    )
+
+
+def holds_whole(kept: Sequence[Interval], gold: Sequence[Interval]) -> bool:
+    """Whether one of the gold passages lies whole in one of the kept runs."""
+    return any(start <= first and last <= stop for first, last in gold for start, stop in kept)
 
 
 @dataclass(frozen=True)
